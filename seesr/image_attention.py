@@ -1,0 +1,59 @@
+"""Give a diffusers UNet or ControlNet SeeSR's second cross-attention, over image tokens."""
+
+import re
+from typing import Any, TypeVar
+
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from torch import Tensor, nn
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+class TextThenImageAttention(nn.Module):
+    """A block's text transformer followed by its twin, which attends to image tokens.
+
+    Stands in for the Transformer2DModel at `block.attentions[i]`, so the block's own forward runs
+    unchanged; `encoder_hidden_states` carries both conditions as a pair (text, image tokens).
+    Source: SeeSR (cswry/SeeSR), where the twins live in a parallel list `image_attentions`.
+    """
+
+    def __init__(self, text: Transformer2DModel, image_dim: int) -> None:
+        super().__init__()
+        self.text = text
+        # Not from_config(): it resets what the block passed positionally (the head counts) to defaults.
+        config = {name: value for name, value in text.config.items() if not name.startswith("_")}
+        self.image = Transformer2DModel(**config | {"cross_attention_dim": image_dim})
+
+    def forward(
+        self, hidden_states: Tensor, encoder_hidden_states: tuple[Tensor, Tensor], **kwargs: Any
+    ) -> tuple[Tensor]:
+        """(B, C, h, w), ((B, Lt, Dt), (B, Li, Di)) -> ((B, C, h, w),)"""
+        text, tokens = encoder_hidden_states
+        (hidden_states,) = self.text(hidden_states, text, **kwargs)
+        return self.image(hidden_states, tokens, **kwargs)
+
+
+def add_image_attention(model: Model, image_dim: int) -> Model:
+    """Wrap every cross-attention of a stock UNet2DConditionModel or ControlNetModel in place; return the model.
+
+    `image_dim` is the width of the image tokens: 512 for SeeSR (upstream hard-codes it, no config names it).
+    """
+    blocks: Any = model
+    for block in (*blocks.down_blocks, blocks.mid_block, *getattr(model, "up_blocks", ())):
+        if getattr(block, "has_cross_attention", False):
+            block.attentions = nn.ModuleList(TextThenImageAttention(text, image_dim) for text in block.attentions)
+    return model
+
+
+_STORED = re.compile(r"\.(image_)?attentions\.(\d+)\.")
+_OURS = re.compile(r"\.attentions\.(\d+)\.(text|image)\.")
+
+
+def from_seesr_key(key: str) -> str:
+    """Stored name -> ours: `down_blocks.0.image_attentions.1.norm.bias` -> `down_blocks.0.attentions.1.image.norm.bias`"""
+    return _STORED.sub(lambda m: f".attentions.{m[2]}.{'image' if m[1] else 'text'}.", key)
+
+
+def to_seesr_key(key: str) -> str:
+    """Ours -> stored name; the exact inverse of `from_seesr_key`."""
+    return _OURS.sub(lambda m: f".{'image_' if m[2] == 'image' else ''}attentions.{m[1]}.", key)
