@@ -50,7 +50,7 @@ _OURS = re.compile(r"\.attentions\.(\d+)\.(text|image)\.")
 
 
 def from_seesr_key(key: str) -> str:
-    """Stored name -> ours: `down_blocks.0.image_attentions.1.norm.bias` -> `down_blocks.0.attentions.1.image.norm.bias`"""
+    """Stored -> ours: `mid_block.image_attentions.0.norm.bias` -> `mid_block.attentions.0.image.norm.bias`"""
     return _STORED.sub(lambda m: f".attentions.{m[2]}.{'image' if m[1] else 'text'}.", key)
 
 

@@ -1,0 +1,93 @@
+"""What machine this is, and the tiles, batch and precision that fit it. The only place that asks about CUDA."""
+
+import importlib.util
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Defaults for one kind of machine. Tiles are in latent pixels; `memory` is the card's, in GB.
+
+    `latent_tile` and `tile_batch` set how the latent is denoised, `vae_tile` how it is encoded and decoded.
+    """
+
+    name: str
+    memory: int
+    dtype: torch.dtype
+    latent_tile: int
+    tile_batch: int
+    vae_tile: int
+
+
+CPU = Profile("cpu", 0, torch.float32, latent_tile=128, tile_batch=1, vae_tile=256)
+
+# Tiles as the customer asked for them: 320 on the big cards, 256 and VAE tiles of 128 on those with 16 GB.
+GPUS = {
+    "t4": Profile("t4", 16, torch.float16, latent_tile=256, tile_batch=1, vae_tile=128),
+    "v100": Profile("v100", 16, torch.float16, latent_tile=256, tile_batch=1, vae_tile=128),
+    "a40-large": Profile("a40-large", 48, torch.float16, latent_tile=320, tile_batch=1, vae_tile=256),
+    "l40s": Profile("l40s", 48, torch.float16, latent_tile=320, tile_batch=1, vae_tile=256),
+    "a100-large": Profile("a100-large", 80, torch.float16, latent_tile=320, tile_batch=2, vae_tile=256),
+    "h100": Profile("h100", 80, torch.float16, latent_tile=320, tile_batch=2, vae_tile=256),
+}
+
+_CARDS = {"T4": "t4", "V100": "v100", "A40": "a40-large", "L40S": "l40s", "A100": "a100-large", "H100": "h100"}
+
+
+def device() -> str:
+    """ "cuda" where a GPU can be used, else "cpu"."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def profile(device: str, requested: str | None = None) -> Profile:
+    """The profile of the machine this runs on; `requested` is what the image was built for (SEESR_GPU).
+
+    What the card really is wins; a difference is logged. A card that is not in the table gets the profile of the
+    largest one in it that has no more memory.
+    """
+    if requested and requested not in GPUS:
+        raise ValueError(f"SEESR_GPU must be one of {', '.join(GPUS)}, got {requested!r}")
+    if not device.startswith("cuda"):
+        if requested:
+            log.warning("SEESR_GPU asks for %s, but this runs on the CPU: using the CPU's tiles.", requested)
+        return CPU
+    card = torch.cuda.get_device_properties(device)
+    found = _match(card.name, card.total_memory / 1e9)
+    if requested and requested != found.name:
+        log.warning(
+            "SEESR_GPU asks for %s, but the card is %s: using the tiles of %s.", requested, card.name, found.name
+        )
+    return found
+
+
+def _match(card: str, memory: float) -> Profile:
+    """A card's marketing name ("NVIDIA A100-SXM4-80GB") and GB -> its profile."""
+    words = card.replace("-", " ").split()
+    for word, name in _CARDS.items():
+        if word in words:
+            return GPUS[name]
+    fitting = [gpu for gpu in GPUS.values() if gpu.memory <= memory * 1.1]
+    chosen = max(fitting, key=lambda gpu: gpu.memory) if fitting else GPUS["t4"]
+    log.warning("The card %s (%.0f GB) is not in the table: using the tiles of %s.", card, memory, chosen.name)
+    return chosen
+
+
+def use_fast_attention(device: str, *models: Any) -> str:
+    """Turn on xformers in diffusers models where it is installed and the device is a GPU; return what is used."""
+    if device.startswith("cuda") and importlib.util.find_spec("xformers") is not None:
+        for model in models:
+            model.enable_xformers_memory_efficient_attention()
+        return "xformers"
+    return "torch SDPA"
+
+
+def synchronize(device: str) -> None:
+    """Wait for the GPU, so that a clock read next means something."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)

@@ -1,0 +1,229 @@
+"""The whole model against the reference's recorded outputs, and what an upscale promises."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from seesr import images
+from seesr.pipeline import SeeSR, working_size
+from seesr.settings import Settings
+from seesr.tiling import TileGrid
+
+DATA = Path(__file__).parent / "data"
+UNET = load_file(DATA / "unet.safetensors")
+UNET_CASES = json.loads((DATA / "unet.json").read_text())
+LOOP = load_file(DATA / "pipeline.safetensors")
+END_TO_END = load_file(DATA / "e2e.safetensors")
+LOOP_CASES = json.loads((DATA / "pipeline.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def golden(golden_bundle: Path) -> SeeSR:
+    return SeeSR.load(golden_bundle, device="cpu")
+
+
+@pytest.mark.parametrize("case", UNET_CASES)
+def test_one_controlnet_and_unet_call_equals_the_reference(golden: SeeSR, case: str) -> None:
+    recorded = {name.split(".", 1)[1]: tensor for name, tensor in UNET.items() if name.startswith(case)}
+    output = golden.predict_noise(
+        recorded["sample"],
+        UNET_CASES[case]["timestep"],
+        recorded["controlnet_cond"] / 255,
+        recorded["encoder_hidden_states"],
+        recorded["image_encoder_hidden_states"].float(),
+        conditioning_scale=UNET_CASES[case]["conditioning_scale"],
+    )
+    torch.testing.assert_close(output, recorded["out"], atol=1e-4, rtol=0)
+
+
+def test_an_embedded_picture_gives_the_same_output(golden: SeeSR) -> None:
+    case = "t499_b1_24x32"
+    picture = UNET[f"{case}.controlnet_cond"] / 255
+    arguments = UNET[f"{case}.encoder_hidden_states"], UNET[f"{case}.image_encoder_hidden_states"].float()
+    embedded = golden.parts.controlnet.controlnet_cond_embedding(picture)
+    outputs = [golden.predict_noise(UNET[f"{case}.sample"], 499, c, *arguments) for c in (picture, embedded)]
+    assert outputs[0].equal(outputs[1])
+
+
+def sample(seesr: SeeSR, name: str) -> Tensor:
+    """Run a recorded case with its recorded noise; tiled ones with the reference's grid and weights."""
+    case = LOOP_CASES[name]
+    control = LOOP[case["control"]].permute(2, 0, 1)[None] / 255
+    settings = Settings(
+        num_inference_steps=case["steps"],
+        cfg_scale=case["guidance"],
+        conditioning_scale=case["conditioning_scale"],
+        start_point=case["start_point"],
+    )
+    size = (control.shape[2] // 8, control.shape[3] // 8)
+    grid = reference_grid(size, case["latent_tiled_size"], case["latent_tiled_overlap"])
+    return seesr.sample(
+        control,
+        LOOP["text"],
+        LOOP["tokens"],
+        settings,
+        noise=lambda draw, shape: LOOP[f"{name}.noise_{draw}"].reshape(shape),
+        negative_text=LOOP["negative_text"],
+        grid=grid,
+    )
+
+
+@pytest.mark.parametrize("name", LOOP_CASES)
+def test_the_whole_loop_equals_the_reference(golden: SeeSR, name: str) -> None:
+    torch.testing.assert_close(sample(golden, name), LOOP[f"{name}.latent"], atol=1e-3, rtol=0)
+
+
+def test_batches_of_tiles_change_nothing(golden: SeeSR, golden_bundle: Path) -> None:
+    batched = SeeSR(golden.parts, replace(golden.profile, tile_batch=4))
+    torch.testing.assert_close(sample(batched, "s2_g1_tiled"), sample(golden, "s2_g1_tiled"), atol=1e-3, rtol=0)
+    torch.testing.assert_close(sample(batched, "s1_g3_neg_tiled"), sample(golden, "s1_g3_neg_tiled"), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "prompt", "tile", "overlap"),
+    [
+        ("small_enlarged", "fabric, forest, kite, ,clean, high-resolution, 8k", 96, 32),
+        (
+            "nofix_tiled",
+            "boat, bottle, castle, cloud, curtain, fabric, forest, kite, a photo, sharp,clean, high-resolution, 8k",
+            16,
+            6,
+        ),
+    ],
+)
+def test_upstream_s_own_script_gives_the_same_picture(
+    golden: SeeSR, name: str, prompt: str, tile: int, overlap: int
+) -> None:
+    """From the small picture and upstream's prompt to the decoded picture, before its colour fix."""
+    recorded = {key.split(".")[1]: tensor for key, tensor in END_TO_END.items() if key.startswith(name)}
+    small, control, wanted = (
+        recorded[key].permute(2, 0, 1)[None] / 255 for key in ("lr_uint8", "control_uint8", "before_colour_fix_uint8")
+    )
+    tags, tokens = golden.parts.tagger(small)
+    assert prompt.startswith(", ".join(tags))
+    draws = {"init": recorded["draw0"], "vae": recorded["draw1"], "step0": recorded["draw2"]}
+    latent = golden.sample(
+        control,
+        golden.encode_text(prompt),
+        tokens,
+        Settings(num_inference_steps=2),
+        noise=lambda draw, shape: draws[draw].reshape(shape),
+        grid=reference_grid((control.shape[2] // 8, control.shape[3] // 8), tile, overlap),
+    )
+    levels = ((golden.decode(latent) * 255).round() - wanted * 255).abs()
+    assert levels.max() <= 1.001
+    assert (levels > 0.5).float().mean() <= 0.001
+
+
+def reference_grid(size: tuple[int, int], tile: int, overlap: int) -> TileGrid:
+    """Upstream's tiles: by area, square, the last shifted back inside, Gaussian weights half a pixel off in y."""
+    tile = min(tile, *size)
+    if size[0] * size[1] <= tile**2 or (size[0] <= tile and size[1] <= tile):
+        return TileGrid(size, size, (0,), (0,), torch.ones(size[0]), torch.ones(size[1]))
+
+    def starts(length: int) -> tuple[int, ...]:
+        count = max(1, math.ceil((length - tile) / (tile - overlap)) + 1)
+        return tuple(min(i * (tile - overlap), length - tile) for i in range(count))
+
+    def gauss(middle: float) -> Tensor:
+        place = torch.arange(tile, dtype=torch.float64)
+        return torch.exp(-(((place - middle) / tile) ** 2) / 0.02) / math.sqrt(0.02 * math.pi)
+
+    return TileGrid(size, (tile, tile), starts(size[0]), starts(size[1]), gauss(tile / 2), gauss((tile - 1) / 2))
+
+
+def test_reference_tile_grids_are_the_recorded_ones() -> None:
+    for name, recorded in json.loads((DATA / "schedule.json").read_text())["tile_grids"].items():
+        if not recorded["tiled"]:
+            continue
+        height, width, tile, overlap = (int("".join(filter(str.isdigit, part))) for part in name.split("_"))
+        grid = reference_grid((height, width), tile, overlap)
+        assert (list(grid.lefts), list(grid.tops)) == (recorded["x_offsets"], recorded["y_offsets"]), name
+
+
+@pytest.mark.parametrize(
+    ("size", "scale", "target", "working"),
+    [
+        ((128, 128), 4, (512, 512), (512, 512)),
+        ((100, 200), 4, (400, 800), (512, 1024)),
+        ((200, 100), 2.5, (500, 250), (1024, 512)),
+        ((300, 301), 2, (600, 602), (600, 602)),
+        ((49, 60), 4, (196, 240), (512, 627)),
+        ((1, 1), 1, (1, 1), (512, 512)),
+        ((1, 4000), 4, (4, 16000), (4, 16000)),
+        ((33, 65), 1.5, (50, 98), (512, 1004)),
+    ],
+)
+def test_working_size(size: tuple[int, int], scale: float, target: tuple[int, int], working: tuple[int, int]) -> None:
+    assert working_size(size, scale, 512) == (target, working)
+
+
+@pytest.fixture(scope="module")
+def photograph() -> Tensor:
+    """A picture with edges and gradients, (1, 3, 41, 67) in [0, 1]."""
+    y, x = torch.meshgrid(torch.linspace(0, 1, 41), torch.linspace(0, 1, 67), indexing="ij")
+    return torch.stack([x, y, ((x * 9).sin() > 0).float() * 0.5 + 0.25])[None]
+
+
+@pytest.mark.parametrize("scale", [1, 2, 3.3, 4])
+def test_upscale_gives_exactly_the_size_asked_for(golden: SeeSR, photograph: Tensor, scale: float) -> None:
+    result = golden.upscale(images.to_image(photograph), Settings(scale_factor=scale, num_inference_steps=1, seed=1))
+    assert result.image.size == (round(scale * 67), round(scale * 41))
+    assert result.image.mode == "RGB"
+
+
+def test_a_seed_repeats_and_seeds_differ(golden: SeeSR, photograph: Tensor) -> None:
+    picture = images.to_image(photograph)
+    first, again, other = (golden.upscale(picture, Settings(num_inference_steps=2, seed=s)) for s in (0, 0, 1))
+    assert first.image.tobytes() == again.image.tobytes()
+    assert first.image.tobytes() != other.image.tobytes()
+    assert first.seed == 0
+    drawn = golden.upscale(picture, Settings(num_inference_steps=2))
+    repeated = golden.upscale(picture, Settings(num_inference_steps=2, seed=drawn.seed))
+    assert drawn.image.tobytes() == repeated.image.tobytes()
+
+
+def test_draws_come_in_order_and_by_name(golden: SeeSR, photograph: Tensor) -> None:
+    asked: list[tuple[str, tuple[int, ...]]] = []
+
+    def noise(name: str, shape: tuple[int, ...]) -> Tensor:
+        asked.append((name, shape))
+        return torch.zeros(shape)
+
+    result = golden.upscale(images.to_image(photograph), Settings(num_inference_steps=4, scale_factor=4), noise)
+    assert [name for name, _ in asked] == ["init", "vae", "step0", "step1", "step2"]
+    assert {shape for _, shape in asked} == {(1, 4, 21, 34)}  # 164 x 268 pixels, padded to multiples of 8
+    assert set(result.timings) == {"tag", "text", "encode", "denoise", "decode", "color", "resize"}
+    assert result.tiles == 1
+
+
+def test_guidance_uses_the_negative_prompt_only_above_one(golden: SeeSR) -> None:
+    control = LOOP["control_64x328_seed33"].permute(2, 0, 1)[None] / 255
+
+    def latent(cfg_scale: float, negative_prompt: str) -> Tensor:
+        settings = Settings(num_inference_steps=1, cfg_scale=cfg_scale, negative_prompt=negative_prompt, seed=3)
+        return golden.sample(control, LOOP["text"], LOOP["tokens"], settings)
+
+    assert latent(1.0, "blur").equal(latent(1.0, "noise"))
+    assert not latent(2.0, "blur").equal(latent(2.0, "noise"))
+
+
+def test_control_that_does_not_fit_the_latent_is_refused(golden: SeeSR) -> None:
+    with pytest.raises(ValueError, match=r"multiples of 8, got \(60, 64\)"):
+        golden.sample(torch.zeros(1, 3, 60, 64), LOOP["text"], LOOP["tokens"], Settings())
+
+
+def test_overlap_is_checked_against_the_machine_s_tile(golden: SeeSR) -> None:
+    with pytest.raises(ValueError, match=r"at most half of this machine's tile \(128\), got 65"):
+        golden.sample(torch.zeros(1, 3, 64, 64), LOOP["text"], LOOP["tokens"], Settings(latent_tiled_overlap=65))
+
+
+def test_a_picture_that_is_not_finite_is_never_returned(golden: SeeSR) -> None:
+    with pytest.raises(RuntimeError, match="not finite"):
+        golden.decode(torch.full((1, 4, 8, 8), float("nan")))
