@@ -11,7 +11,7 @@ from transformers import SwinConfig, SwinModel
 
 @dataclass(frozen=True)
 class RamConfig:
-    """Sizes of a `Ram`; the defaults are `ram_swin_large_14m`. `image_size` is the side of the square input, in pixels."""
+    """Sizes of a `Ram`; the defaults are `ram_swin_large_14m`. `image_size` is the input side, in pixels."""
 
     image_size: int = 384
     patch_size: int = 4

@@ -5,19 +5,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from golden import recorded
 
 from seesr.pipeline import SeeSR
 from seesr.prompts import PromptEncoder
 
 DATA = Path(__file__).parent / "data"
 PROMPTS = json.loads((DATA / "text.json").read_text())["prompts"]
-RECORDED = load_file(DATA / "text.safetensors")
+RECORDED = recorded("text")
 
 
 @pytest.fixture(scope="module")
-def prompts(golden_bundle: Path) -> PromptEncoder:
-    return SeeSR.load(golden_bundle, device="cpu").prompts
+def prompts(golden: SeeSR) -> PromptEncoder:
+    return golden.prompts
 
 
 @pytest.mark.parametrize("index", range(len(PROMPTS)))

@@ -1,0 +1,116 @@
+"""Upstream RAM tensor names and ours: a table, both ways, and DAPE's low-rank update merged into the weights."""
+
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+_BLOCK, _OUR_BLOCK = "visual_encoder.layers.{}.blocks.{}.", "swin.encoder.layers.{}.blocks.{}."
+_HEAD = "tagging_head.encoder.layer.{}."
+
+TABLE: dict[str, str | tuple[str, ...]] = {
+    "visual_encoder.patch_embed.proj": "swin.embeddings.patch_embeddings.projection",
+    "visual_encoder.patch_embed.norm": "swin.embeddings.norm",
+    _BLOCK + "norm1": _OUR_BLOCK + "layernorm_before",
+    _BLOCK + "norm2": _OUR_BLOCK + "layernorm_after",
+    _BLOCK + "attn.qkv": tuple(f"{_OUR_BLOCK}attention.self.{part}" for part in ("query", "key", "value")),
+    _BLOCK + "attn.proj": _OUR_BLOCK + "attention.output.dense",
+    _BLOCK + "attn.relative_position_bias_table": _OUR_BLOCK + "attention.self.relative_position_bias_table",
+    _BLOCK + "mlp.fc1": _OUR_BLOCK + "intermediate.dense",
+    _BLOCK + "mlp.fc2": _OUR_BLOCK + "output.dense",
+    "visual_encoder.layers.{}.downsample.norm": "swin.encoder.layers.{}.downsample.norm",
+    "visual_encoder.layers.{}.downsample.reduction": "swin.encoder.layers.{}.downsample.reduction",
+    "visual_encoder.norm": "swin.layernorm",
+    _HEAD + "crossattention.self.query": "layers.{}.query",
+    _HEAD + "crossattention.self.key": "layers.{}.key",
+    _HEAD + "crossattention.self.value": "layers.{}.value",
+    _HEAD + "crossattention.output.dense": "layers.{}.out",
+    _HEAD + "crossattention.output.LayerNorm": "layers.{}.out_norm",
+    _HEAD + "intermediate.dense": "layers.{}.fc1",
+    _HEAD + "output.dense": "layers.{}.fc2",
+    _HEAD + "output.LayerNorm": "layers.{}.mlp_norm",
+    "image_proj": "image_proj",
+    "label_embed": "label_embed",
+    "wordvec_proj": "label_proj",
+    "fc": "score",
+}
+"""Module (or bare tensor) names with their numbers as {}; a tuple is one stacked tensor split along its rows."""
+
+DROPPED = re.compile(r"(relative_position_index|attn_mask)$|^(tag_encoder|text_decoder)\.")
+"""Names of upstream tensors that tagging does not need: buffers that are derived, the caption half of RAM."""
+
+_LEAF = re.compile(r"(.*)(\.weight|\.bias)$")
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
+
+
+def from_upstream(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors under RAM's own names -> under ours, without the DROPPED. Raises RuntimeError for an unknown name."""
+    ours: dict[str, Tensor] = {}
+    for key, tensor in tensors.items():
+        key = re.sub(r"^vision_multi\.", "tagging_head.", key)
+        if DROPPED.search(key):
+            continue
+        names = _translate(key, TABLE)
+        for name, part in zip(names, tensor.chunk(len(names)), strict=True):
+            ours[name] = part
+    return ours
+
+
+def to_upstream(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The exact inverse of `from_upstream`, but for what that dropped."""
+    whole = {ours: theirs for theirs, ours in TABLE.items() if isinstance(ours, str)}
+    stacked = {part: theirs for theirs, ours in TABLE.items() if isinstance(ours, tuple) for part in ours}
+    parts: dict[str, list[Tensor]] = {}
+    for key, tensor in tensors.items():
+        if key.endswith("relative_position_index"):  # a buffer that Swin derives
+            continue
+        (name,) = _translate(key, whole | stacked)
+        parts.setdefault(name, []).append(tensor)  # query, key, value come in this order
+    return {name: found[0] if len(found) == 1 else torch.cat(found) for name, found in parts.items()}
+
+
+def _translate(key: str, table: Mapping[str, str | tuple[str, ...]]) -> tuple[str, ...]:
+    match = _LEAF.match(key)
+    stem, leaf = (match[1], match[2]) if match else (key, "")
+    numbers = _NUMBER.findall(stem + ".")
+    found = table.get(_NUMBER.sub("{}", stem + ".").removesuffix("."))
+    if found is None:
+        raise RuntimeError(f"no rule for the tensor {key!r}: this is not the RAM checkpoint that SeeSR uses")
+    names = found if isinstance(found, tuple) else (found,)
+    return tuple(name.format(*numbers) + leaf for name in names)
+
+
+def merge_dape(tensors: Mapping[str, Tensor], lora: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Upstream-named RAM tensors and DAPE's LoRA -> the same tensors, float32 where merged: W + B A / r (alpha 1)
+
+    Swin's stacked qkv has LoRA on q and v only. Upstream shares `tag_encoder`'s first layers with `tagging_head`, so
+    both updates of the cross-attention land on one tensor. Raises RuntimeError for a name that fits nothing.
+    """
+    merged = dict(tensors)
+    for key, down in lora.items():
+        if not key.endswith(".lora_A"):
+            if not key.endswith(".lora_B"):
+                raise RuntimeError(f"DAPE must hold only LoRA tensors, got {key!r}")
+            continue
+        up = lora[key.removesuffix("A") + "B"]
+        target = key.removesuffix("lora_A") + "weight"
+        if target.startswith("tag_encoder."):
+            target = target.replace("tag_encoder.", "tagging_head.", 1)
+            if target not in merged:
+                continue  # self-attention and later layers, which tagging does not have
+        elif target.startswith("text_decoder."):
+            continue
+        if target not in merged:
+            raise RuntimeError(f"DAPE has {key!r}, but the RAM checkpoint has no {target!r} to merge it into")
+        merged[target] = merged[target].float() + _delta(down.float(), up.float(), merged[target])
+    return merged
+
+
+def _delta(down: Tensor, up: Tensor, weight: Tensor) -> Tensor:
+    rank = up.shape[1]
+    if down.shape[0] == rank:
+        return up @ down / rank
+    width = weight.shape[0] // 3  # MergedLinear with q and v enabled, k left alone
+    query, value = up[:width] @ down[:rank], up[width:] @ down[rank:]
+    return torch.cat([query, torch.zeros_like(query), value]) / rank

@@ -1,0 +1,251 @@
+#!/usr/bin/env python3
+"""Turn the upstream files (SD-Turbo, SeeSR, RAM, DAPE) into one bundle of safetensors.
+
+The only place that opens pickles, with weights_only=True. One component at a time is in memory: the real files
+need under 8 GB of RAM.
+"""
+
+import argparse
+import hashlib
+import json
+import math
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from torch import Tensor
+from transformers import CLIPTextModel
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from ram.keys import DROPPED, from_upstream, merge_dape
+from ram.model import Ram, RamConfig
+from seesr import weights
+from seesr.image_attention import from_seesr_key
+
+UNET = "unet/diffusion_pytorch_model.safetensors"
+CONTROLNET = "controlnet/diffusion_pytorch_model.safetensors"
+LICENCES = {
+    "SD-Turbo": "Stability AI Community License",
+    "SeeSR": "Apache-2.0",
+    "RAM": "Apache-2.0",
+    "DAPE": "Apache-2.0",
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sd-turbo", type=Path, required=True, help="SD-Turbo as the hub has it: unet/, vae/, ...")
+    parser.add_argument("--seesr", type=Path, required=True, help="SeeSR's folder with unet/ and controlnet/")
+    parser.add_argument("--ram", type=Path, required=True, help="ram_swin_large_14m.pth")
+    parser.add_argument("--dape", type=Path, required=True, help="DAPE.pth")
+    parser.add_argument("--tags", type=Path, required=True, help="ram_tag_list.txt")
+    parser.add_argument("--thresholds", type=Path, required=True, help="ram_tag_list_threshold.txt")
+    parser.add_argument("--out", type=Path, required=True, help="the bundle to make, for example weights/seesr-turbo")
+    parser.add_argument("--dtype", choices=("fp16", "fp32"), default="fp16")
+    parser.add_argument("--process-size", type=int, default=512, help="smallest short side to work at, in pixels")
+    parser.add_argument("--force", action="store_true", help="replace --out if it exists")
+    arguments = parser.parse_args()
+    try:
+        convert(
+            arguments.sd_turbo,
+            arguments.seesr,
+            arguments.ram,
+            arguments.dape,
+            arguments.tags,
+            arguments.thresholds,
+            arguments.out,
+            dtype={"fp16": torch.float16, "fp32": torch.float32}[arguments.dtype],
+            process_size=arguments.process_size,
+            replace=arguments.force,
+        )
+    except (RuntimeError, OSError) as error:
+        sys.exit(f"convert: {error}")
+    print(f"Wrote the bundle {arguments.out}")
+
+
+def convert(
+    sd_turbo: Path,
+    seesr: Path,
+    ram: Path,
+    dape: Path,
+    tags: Path,
+    thresholds: Path,
+    out: Path,
+    dtype: torch.dtype = torch.float16,
+    process_size: int = 512,
+    replace: bool = False,
+) -> None:
+    """Write the bundle `out`, whole or not at all. Raises RuntimeError naming the source file that does not fit."""
+    seesr = seesr / "seesr" if (seesr / "seesr").is_dir() else seesr
+    sources = [sd_turbo / UNET, sd_turbo / weights.FILES["vae"], sd_turbo / weights.FILES["text_encoder"]]
+    sources += [seesr / UNET, seesr / CONTROLNET, ram, dape, tags, thresholds]
+    for path in sources:
+        if not path.is_file():
+            raise RuntimeError(f"{path} is missing; run scripts/download.py, or name the folder that holds it")
+    with weights.BundleWriter(out, dtype, replace) as writer:
+        _unet(writer, sd_turbo, seesr)
+        _controlnet(writer, seesr)
+        _vae(writer, sd_turbo)
+        _text(writer, sd_turbo)
+        _tagger(writer, ram, dape, tags, thresholds)
+        writer.json(
+            "bundle.json",
+            {
+                "name": "SeeSR-Turbo",
+                "kind": "seesr-turbo",
+                "process_size": process_size,
+                "dtype": str(dtype).removeprefix("torch."),
+                "created_from": {path.name: _sha256(path) for path in (ram, dape, tags, thresholds)}
+                | {str(path.relative_to(sd_turbo)): _sha256(path) for path in sources[:3]}
+                | {f"seesr/{path.relative_to(seesr)}": _sha256(path) for path in sources[3:5]},
+                "licences": LICENCES,
+            },
+        )
+
+
+def _unet(writer: weights.BundleWriter, sd_turbo: Path, seesr: Path) -> None:
+    """SD-Turbo's UNet, and of SeeSR's only the image attentions: all that its training touched."""
+    config = _json(sd_turbo / "unet/config.json")
+    base = _read(sd_turbo / UNET, writer.dtype)
+    added = _read(seesr / UNET, writer.dtype, only="image_attentions")
+    if not added:
+        raise RuntimeError(f"{seesr / UNET} has no image_attentions; it must be SeeSR's UNet")
+    tensors = {key: tensor for key, tensor in base.items() if "image_attentions" not in key} | added
+    _check_diffusers(weights.build_unet, config, tensors, f"{sd_turbo / UNET} with {seesr / UNET}")
+    writer.component("unet", config | {"use_image_cross_attention": True}, tensors)
+
+
+def _controlnet(writer: weights.BundleWriter, seesr: Path) -> None:
+    config, tensors = _json(seesr / "controlnet/config.json"), _read(seesr / CONTROLNET, writer.dtype)
+    _check_diffusers(weights.build_controlnet, config, tensors, seesr / CONTROLNET)
+    writer.component("controlnet", config, tensors)
+
+
+def _check_diffusers(build: Any, config: dict[str, Any], tensors: Mapping[str, Tensor], where: object) -> None:
+    widths = [tensor.shape[1] for key, tensor in tensors.items() if re.search(r"image_att.*attn2\.to_k\.weight$", key)]
+    if not widths:
+        raise RuntimeError(f"{where} has no image_attentions; it must come from SeeSR")
+    model = weights.build_empty(lambda: build(config, widths[0]))
+    weights.check_names(model, {from_seesr_key(key): tuple(value.shape) for key, value in tensors.items()}, where)
+
+
+def _vae(writer: weights.BundleWriter, sd_turbo: Path) -> None:
+    # from_pretrained renames the attention of old files (query, key, value, proj_attn).
+    vae, info = AutoencoderKL.from_pretrained(
+        sd_turbo / "vae",
+        torch_dtype=writer.dtype,
+        use_safetensors=True,
+        local_files_only=True,
+        output_loading_info=True,
+    )
+    _complete(info, sd_turbo / "vae")
+    writer.component("vae", _json(sd_turbo / "vae/config.json"), weights.stored_tensors(vae))
+
+
+def _text(writer: weights.BundleWriter, sd_turbo: Path) -> None:
+    text_encoder, info = CLIPTextModel.from_pretrained(
+        sd_turbo / "text_encoder",
+        dtype=writer.dtype,
+        use_safetensors=True,
+        local_files_only=True,
+        output_loading_info=True,
+    )
+    _complete(info, sd_turbo / "text_encoder")
+    writer.component("text_encoder", _json(sd_turbo / "text_encoder/config.json"), weights.stored_tensors(text_encoder))
+    for name in weights.TOKENIZER:
+        writer.text(f"tokenizer/{name}", _text_of(sd_turbo / "tokenizer" / name))
+    scheduler = _json(sd_turbo / "scheduler/scheduler_config.json")
+    writer.json("scheduler/scheduler_config.json", scheduler)
+
+
+def _complete(info: Mapping[str, Iterable[Any]], where: Path) -> None:
+    extra = [key for key in info["unexpected_keys"] if not key.endswith("position_ids")]
+    faults = [*info["missing_keys"], *info["mismatched_keys"], *extra]
+    if faults:
+        raise RuntimeError(f"{where} does not fit its config: {', '.join(map(str, faults[:3]))}; download it again")
+
+
+def _tagger(writer: weights.BundleWriter, ram: Path, dape: Path, tags: Path, thresholds: Path) -> None:
+    checkpoint = _unpickle(ram)
+    checkpoint = checkpoint.get("model", checkpoint)
+    renamed = {re.sub(r"^vision_multi\.", "tagging_head.", key): tensor for key, tensor in checkpoint.items()}
+    needed = {key: tensor for key, tensor in renamed.items() if not DROPPED.search(key)}
+    tensors = from_upstream(merge_dape(needed, _unpickle(dape)))
+    names, limits = _text_of(tags).splitlines(), _text_of(thresholds).split()
+    config = ram_config(tensors)
+    if not len(names) == len(limits) == config.tags:
+        raise RuntimeError(
+            f"{ram}, {tags} and {thresholds} must agree, they hold {config.tags}, {len(names)} and {len(limits)} tags"
+        )
+    model = weights.build_empty(lambda: Ram(config))
+    weights.check_names(model, {key: tuple(tensor.shape) for key, tensor in tensors.items()}, ram)
+    writer.tagger(config, tensors, "\n".join(names) + "\n", "\n".join(limits) + "\n")
+
+
+def ram_config(tensors: Mapping[str, Tensor]) -> RamConfig:
+    """RAM's sizes, read off its tensors (our names): window and heads from the bias tables, the rest from widths.
+
+    The tag head's 4 heads leave no trace in the tensors. The picture's side makes the last stage one window.
+    """
+    stages = 1 + max(int(key.split(".")[3]) for key in tensors if key.startswith("swin.encoder.layers."))
+    blocks = [key for key in tensors if key.endswith("relative_position_bias_table")]
+    tables = [tensors[next(key for key in blocks if f"layers.{stage}." in key)] for stage in range(stages)]
+    window = (math.isqrt(tables[0].shape[0]) + 1) // 2
+    patches = tensors["swin.embeddings.patch_embeddings.projection.weight"]
+    return RamConfig(
+        image_size=patches.shape[-1] * window * 2 ** (stages - 1),
+        patch_size=patches.shape[-1],
+        embed_dim=patches.shape[0],
+        depths=tuple(sum(f"layers.{stage}." in key for key in blocks) for stage in range(stages)),
+        num_heads=tuple(table.shape[1] for table in tables),
+        window_size=window,
+        token_dim=tensors["image_proj.weight"].shape[0],
+        tag_dim=tensors["label_proj.weight"].shape[0],
+        tag_layers=1 + max(int(key.split(".")[1]) for key in tensors if key.startswith("layers.")),
+        tag_mlp_dim=tensors["layers.0.fc1.weight"].shape[0],
+        tags=tensors["label_embed"].shape[0],
+    )
+
+
+def _read(path: Path, dtype: torch.dtype, only: str = "") -> dict[str, Tensor]:
+    """A safetensors file's tensors whose name contains `only`, each narrowed to `dtype` as it is read."""
+    with weights.open_tensors(path) as file:
+        return {key: file.get_tensor(key).to(dtype) for key in file.keys() if only in key}  # noqa: SIM118
+
+
+def _unpickle(path: Path) -> dict[str, Any]:
+    try:
+        # mmap: of RAM's 5.6 GB, mostly optimizer state, only the tensors that are used are ever read.
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (UnpicklingError, RuntimeError, EOFError) as error:
+        reason = str(error).splitlines()[0]
+        raise RuntimeError(f"{path} is not a checkpoint of plain tensors ({reason}); download it again") from error
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(_text_of(path))
+    except ValueError as error:
+        raise RuntimeError(f"{path} is not valid JSON ({error}); download it again") from error
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise RuntimeError(f"{path} is missing; run scripts/download.py, or name the folder that holds it") from None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,41 @@
+"""Bundles that tests share: one converted from the reference's tiny checkpoints, and the embedded one."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from convert import convert
+from golden import UPSTREAM
+
+from seesr.pipeline import SeeSR
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def golden_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The reference's tiny random weights as our converter bundles them, in fp32."""
+    ram, out = UPSTREAM / "ram", tmp_path_factory.mktemp("golden") / "bundle"
+    convert(
+        UPSTREAM / "sd_turbo",
+        UPSTREAM / "seesr",
+        ram / "ram_swin_large_14m.pth",
+        ram / "DAPE.pth",
+        ram / "ram_tag_list.txt",
+        ram / "ram_tag_list_threshold.txt",
+        out,
+        dtype=torch.float32,
+        process_size=160,
+    )
+    return out
+
+
+@pytest.fixture(scope="session")
+def golden(golden_bundle: Path) -> SeeSR:
+    return SeeSR.load(golden_bundle, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle() -> Path:
+    """The embedded bundle."""
+    return ROOT / "weights/tiny"
