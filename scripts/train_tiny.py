@@ -30,8 +30,10 @@ from tiny_models import (
 )
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import CLIPTokenizer
 
-from seesr import images
+from ram.tagger import Tagger
+from seesr import images, weights
 from seesr.color_fix import low_frequencies
 from seesr.schedule import Schedule
 
@@ -459,6 +461,38 @@ class Training:
         print(f"Continuing after {self.done}", flush=True)
 
 
+def export(training: Training, listing: Path, out: Path) -> None:
+    """Write the best checkpoint as a bundle, in fp16, with what it was trained on and how it validated."""
+    state = torch.load(training.folder / "best.pt", weights_only=True)
+    bundle = training.bundle
+    bundle.load_state_dict(state["models"])
+    bundle.vae.register_to_config(scaling_factor=state["scale"], shift_factor=state["shift"])
+    photographs = [entry for entry in json.loads(listing.read_text())["photographs"] if entry["use"] == "train"]
+    weights.save(
+        weights.Parts(
+            unet=bundle.unet,
+            controlnet=bundle.controlnet,
+            vae=bundle.vae,
+            text_encoder=bundle.text,
+            tokenizer=bundle.tokenizer,
+            tagger=Tagger(bundle.ram, bundle.tag_names, torch.tensor(state["thresholds"])),
+            scheduler=bundle.schedule.scheduler,
+            name="SeeSR-tiny",
+            process_size=64,
+        ),
+        out,
+        {
+            "kind": "tiny",
+            "trained_by": "scripts/photographs.py && scripts/train_tiny.py",
+            "iterations": state["done"],
+            "licences": {"weights": "CC-BY-SA-4.0", "tokenizer": "MIT (CLIP)"},
+            "photographs": [{key: entry[key] for key in ("file", "credit", "licence")} for entry in photographs],
+        },
+        replace=True,
+    )
+    print(f"Wrote {out}", flush=True)
+
+
 class Averaged:
     """Within the block the bundle holds its averaged weights."""
 
@@ -490,6 +524,8 @@ def main() -> None:
     parser.add_argument("--photographs", type=Path, default=ROOT / "work-photos", help="where photographs.py put them")
     parser.add_argument("--work", type=Path, default=ROOT / "work-train", help="checkpoints; a new run continues them")
     parser.add_argument("--tokenizer", type=Path, default=ROOT / "weights/tiny/tokenizer", help="CLIP's vocabulary")
+    parser.add_argument("--out", type=Path, default=ROOT / "weights/tiny", help="the bundle to write")
+    parser.add_argument("--export-only", action="store_true", help="write the best checkpoint so far, train nothing")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     for stage in ("vae", "tagger", "joint"):
         parser.add_argument(
@@ -497,13 +533,14 @@ def main() -> None:
         )
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    from transformers import CLIPTokenizer
-
     tokenizer = CLIPTokenizer.from_pretrained(arguments.tokenizer, local_files_only=True)
     listing = ROOT / "scripts/photographs.json"
     train, validate = (Photographs(arguments.photographs, listing, use) for use in ("train", "validate"))
     plan = Plan(vae=arguments.vae, tagger=arguments.tagger, joint=arguments.joint)
-    Training(plan, train, validate, tokenizer, arguments.work).run()
+    training = Training(plan, train, validate, tokenizer, arguments.work)
+    if not arguments.export_only:
+        training.run()
+    export(training, listing, arguments.out)
 
 
 if __name__ == "__main__":
