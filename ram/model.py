@@ -29,7 +29,8 @@ class RamConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "RamConfig":
         """The inverse of `to_dict`; JSON's lists become tuples."""
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+        lists: dict[str, Any] = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+        return cls(**values | lists)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -137,25 +137,27 @@ def _check_diffusers(build: Any, config: dict[str, Any], tensors: Mapping[str, T
 
 def _vae(writer: weights.BundleWriter, sd_turbo: Path) -> None:
     # from_pretrained renames the attention of old files (query, key, value, proj_attn).
-    vae, info = AutoencoderKL.from_pretrained(
+    loaded: Any = AutoencoderKL.from_pretrained(
         sd_turbo / "vae",
         torch_dtype=writer.dtype,
         use_safetensors=True,
         local_files_only=True,
         output_loading_info=True,
     )
+    vae, info = loaded
     _complete(info, sd_turbo / "vae")
     writer.component("vae", _json(sd_turbo / "vae/config.json"), weights.stored_tensors(vae))
 
 
 def _text(writer: weights.BundleWriter, sd_turbo: Path) -> None:
-    text_encoder, info = CLIPTextModel.from_pretrained(
+    loaded: Any = CLIPTextModel.from_pretrained(
         sd_turbo / "text_encoder",
         dtype=writer.dtype,
         use_safetensors=True,
         local_files_only=True,
         output_loading_info=True,
     )
+    text_encoder, info = loaded
     _complete(info, sd_turbo / "text_encoder")
     writer.component("text_encoder", _json(sd_turbo / "text_encoder/config.json"), weights.stored_tensors(text_encoder))
     for name in weights.TOKENIZER:

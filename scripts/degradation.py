@@ -18,4 +18,6 @@ def degrade(picture: np.ndarray, random: np.random.Generator) -> np.ndarray:
     pixels = np.clip(small, 0, 255).round().astype(np.uint8)
     done, encoded = cv2.imencode(".jpg", pixels[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, int(random.integers(60, 96))])
     assert done
-    return np.ascontiguousarray(cv2.imdecode(encoded, cv2.IMREAD_COLOR)[..., ::-1])
+    decoded = cv2.imdecode(encoded, cv2.IMREAD_COLOR)
+    assert decoded is not None
+    return np.ascontiguousarray(decoded[..., ::-1])

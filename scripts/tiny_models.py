@@ -247,7 +247,8 @@ def start_unet(unet: UNet2DConditionModel) -> None:
         shortcut.weight[channel, skip + channel, 0, 0] = 1
     random_weights(last.conv2, 0.05)
     last.conv2.weight[:2] = 0
-    unet.conv_norm_out.weight[:8] = math.sqrt(2 * UNET_CONSTANT**2 / group + 0.3)
+    norm: Any = unet.conv_norm_out
+    norm.weight[:8] = math.sqrt(2 * UNET_CONSTANT**2 / group + 0.3)
     random_weights(unet.conv_out, 0.1, keep_constants=True)
 
 

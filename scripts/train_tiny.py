@@ -202,9 +202,8 @@ class Bundle(nn.Module):
         times = self.schedule.timesteps(steps)
         for t, previous in zip(times, [*times[1:], -1], strict=True):
             x0 = self.x0(latent, t, batch.control, text, tokens)
-            if previous >= 0:
-                latent = self.schedule.step(latent, x0, t, previous, torch.randn_like(latent))
-        picture = self.decode(x0)
+            latent = x0 if previous < 0 else self.schedule.step(latent, x0, t, previous, torch.randn_like(latent))
+        picture = self.decode(latent)
         return (picture + low_frequencies(batch.control - picture)).clamp(-1, 1)
 
     def prompt(self, tags: tuple[int, ...]) -> str:

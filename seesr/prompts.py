@@ -28,18 +28,21 @@ class PromptEncoder:
         loses the quality words and the user's own. No empty items (upstream: "tags, ,clean").
         """
         words = [text for text in (user_prompt.strip().rstrip(",").strip(), positive_prompt.strip()) if text]
-        for count in range(len(tags), -1, -1):
+        count = len(tags)
+        while True:
             prompt = ", ".join([*tags[:count], *words])
             tokens = len(self.tokenizer(prompt).input_ids)
-            if tokens <= self.length:
-                if count < len(tags):
-                    log.info("The prompt holds %d of %d tags: the text encoder reads 77 tokens.", count, len(tags))
-                return prompt
-        log.warning(
-            "user_prompt and positive_prompt are %d tokens long, the text encoder reads %d: the end is cut.",
-            tokens,
-            self.length,
-        )
+            if tokens <= self.length or count == 0:
+                break
+            count -= 1
+        if tokens > self.length:
+            log.warning(
+                "user_prompt and positive_prompt are %d tokens long, the text encoder reads %d: the end is cut.",
+                tokens,
+                self.length,
+            )
+        elif count < len(tags):
+            log.info("The prompt holds %d of %d tags: the text encoder reads %d tokens.", count, len(tags), self.length)
         return prompt
 
     @torch.inference_mode()

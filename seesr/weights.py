@@ -71,17 +71,19 @@ def load(bundle: Path, device: str = "cpu", dtype: torch.dtype | None = None) ->
         rename = from_seesr_key if name in ("unet", "controlnet") else str
         return _fill(model, bundle / FILES[name], device, dtype, rename)
 
+    # SD-Turbo's file is written for an Euler scheduler; DDPM takes the keys it knows, as upstream's does.
+    scheduler: Any = DDPMScheduler.from_config(_json(bundle, "scheduler/scheduler_config.json"))
     return Parts(
         unet=read("unet", lambda: build_unet(_json(bundle, "unet/config.json"), _image_dim(bundle, "unet"))),
         controlnet=read(
             "controlnet",
             lambda: build_controlnet(_json(bundle, "controlnet/config.json"), _image_dim(bundle, "controlnet")),
         ),
-        vae=read("vae", lambda: AutoencoderKL.from_config(_arguments(_json(bundle, "vae/config.json")))),
+        vae=read("vae", lambda: build_vae(_json(bundle, "vae/config.json"))),
         text_encoder=read("text_encoder", lambda: build_text_encoder(_json(bundle, "text_encoder/config.json"))),
         tokenizer=_tokenizer(bundle),
         tagger=_tagger(bundle, read("ram", lambda: Ram(RamConfig.from_dict(_json(bundle, "ram/config.json"))))),
-        scheduler=DDPMScheduler.from_config(_json(bundle, "scheduler/scheduler_config.json")),
+        scheduler=scheduler,
         name=about["name"],
         process_size=about["process_size"],
     )
@@ -89,11 +91,18 @@ def load(bundle: Path, device: str = "cpu", dtype: torch.dtype | None = None) ->
 
 def build_unet(config: dict[str, Any], image_dim: int) -> UNet2DConditionModel:
     """From an upstream config.json: the stock UNet with SeeSR's image attention of width `image_dim`."""
-    return add_image_attention(UNet2DConditionModel.from_config(_arguments(config)), image_dim)
+    unet: Any = UNet2DConditionModel.from_config(_arguments(config))  # its stub says it may be a tuple
+    return add_image_attention(unet, image_dim)
 
 
 def build_controlnet(config: dict[str, Any], image_dim: int) -> ControlNetModel:
-    return add_image_attention(ControlNetModel.from_config(_arguments(config)), image_dim)
+    controlnet: Any = ControlNetModel.from_config(_arguments(config))
+    return add_image_attention(controlnet, image_dim)
+
+
+def build_vae(config: dict[str, Any]) -> AutoencoderKL:
+    vae: Any = AutoencoderKL.from_config(_arguments(config))
+    return vae
 
 
 def build_text_encoder(config: dict[str, Any]) -> CLIPTextModel:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -48,7 +49,7 @@ def test_start_is_almost_pure_noise(schedule: Schedule) -> None:
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
-def test_predict_x0_undoes_add_noise(kind: str) -> None:
+def test_predict_x0_undoes_add_noise(kind: Literal["epsilon", "v_prediction", "sample"]) -> None:
     schedule = Schedule(DDPMScheduler(**CONFIG, prediction_type=kind))
     clean, noise = torch.randn(2, 1, 4, 8, 8).unbind(0)
     kept = schedule.scheduler.alphas_cumprod[499]
