@@ -1,0 +1,224 @@
+"""The real Cog server on the embedded bundle, over HTTP."""
+
+import base64
+import http.server
+import io
+import json
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cog_server import CogServer
+from PIL import Image
+
+SMALL = {"num_inference_steps": 1, "seed": 5, "scale_factor": 2}
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[CogServer]:
+    with CogServer() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def photograph() -> np.ndarray:
+    """33 x 50 pixels with edges, slopes and noise."""
+    y, x = np.mgrid[0:33, 0:50]
+    noise = np.random.default_rng(0).normal(0, 6, (33, 50, 3))
+    picture = np.stack([x * 5, y * 7, ((x // 8 + y // 8) % 2) * 160 + 40], axis=2) + noise
+    return np.clip(picture, 0, 255).astype(np.uint8)
+
+
+def uri(pixels: np.ndarray, kind: str = "PNG") -> str:
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, kind)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(stream.getvalue()).decode()}"
+
+
+def picture(answer: dict[str, Any]) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(answer["output"].partition(",")[2])))
+
+
+def test_ready_and_a_prediction(server: CogServer, photograph: np.ndarray) -> None:
+    assert server.health["status"] == "READY"
+    assert "Using the small embedded bundle" in "".join(server.lines)
+    status, answer = server.predict(image=uri(photograph), num_inference_steps=2, scale_factor=2.5, seed=0)
+    assert (status, answer["status"]) == (200, "succeeded")
+    assert picture(answer).size == (round(2.5 * 50), round(2.5 * 33))
+    metrics = answer["metrics"]
+    assert metrics["seed"] == 0
+    assert metrics["steps"] == 2
+    assert metrics["tiles"] == 1
+    assert metrics["model"] == "SeeSR-tiny"
+    assert metrics["device"] == "cpu"
+    assert isinstance(metrics["tags"], list)
+    assert {"tag", "encode", "denoise", "decode", "color", "file"} <= metrics["seconds"].keys()
+    assert "Tags: " in answer["logs"]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "sentence"),
+    [
+        ({}, "Field required"),
+        ({"num_inference_steps": 0}, "less than the minimum of 1"),
+        ({"num_inference_steps": 5}, "greater than the maximum of 4"),
+        ({"scale_factor": 0.5}, "less than the minimum of 1"),
+        ({"scale_factor": 9}, "greater than the maximum of 8"),
+        ({"cfg_scale": 0}, "less than the minimum of 1"),
+        ({"cfg_scale": 11}, "greater than the maximum of 10"),
+        ({"latent_tiled_size": -1}, "less than the minimum of 0"),
+        ({"latent_tiled_size": 481}, "greater than the maximum of 480"),
+        ({"latent_tiled_overlap": 241}, "greater than the maximum of 240"),
+        ({"seed": -1}, "less than the minimum of 0"),
+        ({"output_quality": 0}, "less than the minimum of 1"),
+        ({"output_quality": 101}, "greater than the maximum of 100"),
+        ({"num_inference_steps": "two"}, "integer"),
+        ({"color_fix": "magic"}, "wavelet"),
+        ({"output_format": "gif"}, "png"),
+    ],
+)
+def test_bad_inputs_are_422(
+    server: CogServer, photograph: np.ndarray, inputs: dict[str, object], sentence: str
+) -> None:
+    status, answer = server.predict(**({"image": uri(photograph)} | inputs if inputs else {}))
+    assert status == 422
+    assert sentence in json.dumps(answer)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "sentence"),
+    [
+        (
+            {"image": "data:text/html;base64," + base64.b64encode(b"<html>no</html>").decode()},
+            "image must be a picture",
+        ),
+        ({"image": "data:image/png;base64,"}, "image must be a picture, got an empty file"),
+        ({"latent_tiled_size": 16}, "latent_tiled_size must be 0 or between 32 and 480, got 16"),
+        ({"latent_tiled_size": 32, "latent_tiled_overlap": 20}, "latent_tiled_overlap must be at most half"),
+    ],
+)
+def test_failing_predictions_say_why_and_the_next_works(
+    server: CogServer, photograph: np.ndarray, inputs: dict[str, object], sentence: str
+) -> None:
+    status, answer = server.predict(**({"image": uri(photograph)} | SMALL | inputs))
+    assert (status, answer["status"]) == (200, "failed")
+    assert sentence in answer["error"]
+    assert "\n" not in answer["error"]
+    assert server.predict(image=uri(photograph), **SMALL)[1]["status"] == "succeeded"
+
+
+@pytest.mark.parametrize(
+    ("changed", "kind"),
+    [
+        ({"output_format": "webp", "output_quality": 20}, "WEBP"),
+        ({"output_format": "jpg", "output_quality": 20}, "JPEG"),
+    ],
+)
+def test_format_and_quality_act(server: CogServer, photograph: np.ndarray, changed: dict, kind: str) -> None:
+    _, low = server.predict(image=uri(photograph), **SMALL, **changed)
+    _, high = server.predict(image=uri(photograph), **SMALL, **changed | {"output_quality": 98})
+    assert picture(low).format == picture(high).format == kind
+    assert picture(low).size == (100, 66)
+    assert len(low["output"]) < len(high["output"])
+
+
+def test_an_empty_seed_is_drawn_and_repeats(server: CogServer, photograph: np.ndarray) -> None:
+    inputs = {"image": uri(photograph), "num_inference_steps": 1, "scale_factor": 2}
+    _, drawn = server.predict(**inputs)
+    _, again = server.predict(**inputs, seed=drawn["metrics"]["seed"])
+    _, other = server.predict(**inputs)
+    assert drawn["output"] == again["output"]
+    assert drawn["metrics"]["seed"] != other["metrics"]["seed"]
+
+
+def test_cancel_takes_effect_and_the_server_goes_on(server: CogServer) -> None:
+    large = np.random.default_rng(1).integers(0, 255, (400, 400, 3), dtype=np.uint8)
+    body = {"input": {"image": uri(large), "scale_factor": 8}}
+    wait_until_free(server)
+    status, _ = server.send("PUT", "/predictions/cancel-me", body, {"Prefer": "respond-async"})
+    assert status == 202
+    time.sleep(1.5)
+    start = time.monotonic()
+    assert server.send("POST", "/predictions/cancel-me/cancel")[0] == 200
+    wait_until_free(server)
+    assert time.monotonic() - start < 10
+    assert any("cancel" in line.lower() for line in server.lines)
+    photograph = np.zeros((16, 16, 3), dtype=np.uint8)
+    assert server.predict(image=uri(photograph), **SMALL)[1]["status"] == "succeeded"
+
+
+def test_of_two_requests_at_once_one_is_asked_to_wait(server: CogServer, photograph: np.ndarray) -> None:
+    body = {"input": {"image": uri(photograph), "scale_factor": 8, "seed": 1}}
+    wait_until_free(server)
+    answers: list[int] = []
+    threads = [
+        threading.Thread(target=lambda: answers.append(server.send("POST", "/predictions", body)[0])) for _ in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(answers) == [200, 409]
+    assert server.predict(**body["input"])[1]["status"] == "succeeded"
+
+
+def test_webhook_hears_the_end(server: CogServer, photograph: np.ndarray) -> None:
+    heard: list[dict[str, Any]] = []
+
+    class Receiver(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            heard.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None: ...
+
+    receiver = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Receiver)
+    threading.Thread(target=receiver.serve_forever, daemon=True).start()
+    try:
+        wait_until_free(server)
+        body = {
+            "input": {"image": uri(photograph), **SMALL},
+            "webhook": f"http://127.0.0.1:{receiver.server_port}/",
+            "webhook_events_filter": ["completed"],
+        }
+        assert server.send("POST", "/predictions", body, {"Prefer": "respond-async"})[0] == 202
+        end = time.monotonic() + 30
+        while not heard and time.monotonic() < end:
+            time.sleep(0.05)
+    finally:
+        receiver.shutdown()
+    assert heard[-1]["status"] == "succeeded"
+    assert heard[-1]["metrics"]["seed"] == 5
+
+
+def test_outputs_do_not_pile_up(server: CogServer, photograph: np.ndarray) -> None:
+    for _ in range(3):
+        server.predict(image=uri(photograph), **SMALL)
+    kept = list(Path(server._folder.name, "tmp").glob("seesr-*"))
+    assert len(kept) == 1
+
+
+def wait_until_free(server: CogServer) -> None:
+    end = time.monotonic() + 60
+    while server.get("/health-check")["status"] != "READY" and time.monotonic() < end:
+        time.sleep(0.05)
+
+
+def test_missing_weights_fail_the_setup_in_one_sentence() -> None:
+    with CogServer(env={"SEESR_WEIGHTS": "weights/nowhere"}) as server:
+        assert server.health["status"] == "SETUP_FAILED"
+        assert "SEESR_WEIGHTS names weights/nowhere, where no bundle is" in server.setup_error()
+        status, _ = server.predict(image="data:image/png;base64,")
+        assert status == 503
+
+
+def test_missing_weights_are_not_an_excuse_for_the_embedded_bundle(tmp_path: Path) -> None:
+    (tmp_path / "bundle.json").write_text('{"name": "broken", "process_size": 64}')
+    with CogServer(env={"SEESR_WEIGHTS": str(tmp_path)}) as server:
+        assert server.health["status"] == "SETUP_FAILED"
+        assert "is missing" in server.setup_error()
