@@ -175,7 +175,7 @@ def test_webhook_hears_the_end(server: CogServer, photograph: np.ndarray) -> Non
             self.send_response(200)
             self.end_headers()
 
-        def log_message(self, *_: object) -> None: ...
+        def log_message(self, *_: object) -> None: ...  # type: ignore[override]
 
     receiver = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Receiver)
     threading.Thread(target=receiver.serve_forever, daemon=True).start()
