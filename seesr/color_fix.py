@@ -15,8 +15,8 @@ def match_color(image: Tensor, control: Tensor, mode: ColorFix) -> Tensor:
     """(B, 3, H, W) in [0, 1] twice -> (B, 3, H, W) in [0, 1], float32: `image` with the colours of `control`
 
     "wavelet" keeps the image's detail and takes the control's low frequencies, split by five dilated binomial blurs
-    (StableSR's and SeeSR's fix). "dwt" exchanges the approximation band of a stationary-sized orthogonal wavelet
-    transform, which is faster on large pictures. "adain" matches each channel's mean and standard deviation.
+    (StableSR's and SeeSR's fix). "dwt" exchanges the approximation band of an orthogonal wavelet transform
+    (PyWavelets' db2), which is faster on large pictures. "adain" matches each channel's mean and standard deviation.
     "none" leaves the image alone. Raises ValueError if the sizes differ.
     """
     if image.shape != control.shape:
@@ -61,5 +61,6 @@ def _adain(image: Tensor, control: Tensor) -> Tensor:
 
 def _statistics(image: Tensor) -> tuple[Tensor, Tensor]:
     """Per picture and channel: mean and standard deviation (unbiased variance + 1e-5), (B, C, 1, 1) each"""
-    variance, mean = torch.var_mean(image, dim=(2, 3), keepdim=True)
+    correction = 1 if image.shape[2] * image.shape[3] > 1 else 0  # a single pixel has no unbiased variance
+    variance, mean = torch.var_mean(image, dim=(2, 3), keepdim=True, correction=correction)
     return mean, (variance + 1e-5).sqrt()

@@ -78,9 +78,9 @@ def _norm_and_silu(norm: nn.GroupNorm, hidden: Tensor) -> Callable[[Tensor], Ten
     variance, mean = (torch.stack(values, dim=1) for values in zip(*pairs, strict=True))  # (B, groups)
     per_group = norm.num_channels // norm.num_groups
     scale = (variance + norm.eps).rsqrt().repeat_interleave(per_group, dim=1) * norm.weight.float()
-    shift = norm.bias.float() - mean.repeat_interleave(per_group, dim=1) * scale
-    scale, shift = scale[:, :, None, None], shift[:, :, None, None]
-    return lambda part: F.silu(torch.addcmul(shift, part.float(), scale).to(part.dtype))
+    mean, scale = mean.repeat_interleave(per_group, dim=1)[:, :, None, None], scale[:, :, None, None]
+    bias = norm.bias.float()[:, None, None]
+    return lambda part: F.silu(torch.addcmul(bias, part.float() - mean, scale).to(part.dtype))
 
 
 def _convolve(
