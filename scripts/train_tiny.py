@@ -8,6 +8,7 @@ import argparse
 import json
 import math
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ from typing import Any
 
 import numpy as np
 import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 from degradation import SCALE, degrade
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from tiny_models import (
