@@ -397,6 +397,7 @@ class Training:
         connect(bundle.unet, *fit_latents((mean - bundle.shift) * bundle.scale, batch.control))
         part, text = batch.control[:16], bundle.text_states([POSITIVE] * 16)
         tokens = bundle.ram.tokens(bundle.tagger_input(batch.small[:16]))
+        torch.manual_seed(self.plan.seed)
         latent = torch.randn(16, LATENT_CHANNELS, 24, 24)
         norm: Any = bundle.unet.conv_norm_out
         calibrate(norm, lambda: bundle.x0(latent, 999, part, text, tokens), channels=8)

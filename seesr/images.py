@@ -112,9 +112,10 @@ def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
 def _exif_without_orientation(image: Image.Image) -> bytes | None:
     """The picture's EXIF with orientation 1 and without its thumbnail, or None."""
     try:
-        exif = image.getexif()
-        if not exif:
+        if not image.getexif():
             return None
+        exif = Image.Exif()  # a copy: the picture's own says how it must still be turned
+        exif.load(image.getexif().tobytes())
         exif[_ORIENTATION] = 1
         return exif.tobytes()  # Pillow writes no thumbnail directory
     except (ValueError, TypeError, OSError, SyntaxError, KeyError) as error:

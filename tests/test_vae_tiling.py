@@ -79,7 +79,7 @@ def test_statistics_hold_far_from_zero(golden: SeeSR) -> None:
 
 @torch.inference_mode()
 def test_half_precision_runs_and_stays_close(golden: SeeSR) -> None:
-    vae = copy.deepcopy(golden.parts.vae).to(torch.bfloat16)
+    vae = copy.deepcopy(golden.parts.vae).bfloat16()
     latent = RECORDED["z"].to(torch.bfloat16)
     tiled, whole = vae_tiling.decode(vae, latent, 16), vae_tiling.decode(vae, latent)
     assert tiled.dtype == torch.bfloat16

@@ -1,0 +1,100 @@
+"""The embedded bundle on a photograph: it beats bicubic, every input acts, and it stays quick."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from degradation import degrade
+from evaluate import psnr, ssim
+from PIL import Image
+
+from seesr import images
+from seesr.pipeline import SeeSR
+from seesr.settings import Settings
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+DATA = Path(__file__).parent / "data"
+BASE = Settings(num_inference_steps=1, scale_factor=4, seed=3)
+
+
+@pytest.fixture(scope="module")
+def seesr(tiny_bundle: Path) -> SeeSR:
+    return SeeSR.load(tiny_bundle, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def animal() -> Image.Image:
+    return images.open_image(EXAMPLES / "animal.jpg").rgb.crop((20, 10, 84, 58))
+
+
+def pixels(seesr: SeeSR, image: Image.Image, settings: Settings) -> np.ndarray:
+    return np.asarray(seesr.upscale(image, settings).image).astype(int)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"user_prompt": "an old oil painting of a ship"},
+        {"positive_prompt": "blurry"},
+        {"num_inference_steps": 2},
+        {"scale_factor": 3.0},
+        {"cfg_scale": 3.0},
+        {"latent_tiled_size": 32},
+        {"color_fix": "dwt"},
+        {"color_fix": "adain"},
+        {"color_fix": "none"},
+        {"seed": 4},
+        {"start_point": "noise"},
+        {"conditioning_scale": 0.5},
+    ],
+    ids=str,
+)
+def test_every_input_acts(seesr: SeeSR, animal: Image.Image, changed: dict) -> None:
+    before, after = pixels(seesr, animal, BASE), pixels(seesr, animal, replace(BASE, **changed))
+    assert before.shape != after.shape or np.abs(before - after).max() >= 1
+
+
+def test_negative_prompt_and_overlap_act_where_they_are_used(seesr: SeeSR, animal: Image.Image) -> None:
+    guided = replace(BASE, cfg_scale=4.0)
+    other = replace(guided, negative_prompt="sharp, detailed")
+    assert np.abs(pixels(seesr, animal, guided) - pixels(seesr, animal, other)).max() >= 1
+    tiled = replace(BASE, latent_tiled_size=32)
+    assert (
+        np.abs(pixels(seesr, animal, tiled) - pixels(seesr, animal, replace(tiled, latent_tiled_overlap=14))).max() >= 1
+    )
+
+
+def test_tiles_stay_near_the_untiled_picture(seesr: SeeSR, animal: Image.Image) -> None:
+    whole, tiled = (pixels(seesr, animal, replace(BASE, latent_tiled_size=size)) for size in (0, 32))
+    assert np.abs(whole - tiled).mean() < 2.5
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_it_beats_bicubic_on_a_photograph_it_never_saw(seesr: SeeSR, steps: int) -> None:
+    """Eileen Collins (NASA, public domain), damaged as the evaluation does it."""
+    truth = np.asarray(images.open_image(DATA / "astronaut.jpg").rgb)
+    image = Image.fromarray(degrade(truth, np.random.default_rng(2)))
+    ours = pixels(seesr, image, replace(BASE, num_inference_steps=steps)).astype(np.uint8)
+    bicubic = np.asarray(images.resize(image, (256, 256)))
+    assert psnr(ours, truth) > psnr(bicubic, truth)
+    assert ssim(ours, truth) > ssim(bicubic, truth)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 90), (90, 2), (17, 31)])
+def test_any_size_gives_exactly_the_size(seesr: SeeSR, size: tuple[int, int]) -> None:
+    image = Image.effect_noise(size, 60).convert("RGB")
+    for scale in (1, 2.5, 8):
+        result = seesr.upscale(image, replace(BASE, scale_factor=scale))
+        assert result.image.size == (round(scale * size[0]), round(scale * size[1]))
+
+
+def test_a_flat_picture_stays_flat_and_keeps_its_colour(seesr: SeeSR) -> None:
+    for colour in ((0, 0, 0), (255, 255, 255), (40, 120, 200)):
+        off = np.abs(pixels(seesr, Image.new("RGB", (48, 48), colour), BASE) - colour)
+        assert off.mean() <= 1.5
+        assert np.percentile(off, 99) <= 6
+
+
+def test_tags_are_words_of_its_list(seesr: SeeSR, animal: Image.Image) -> None:
+    assert set(seesr.upscale(animal, BASE).tags) <= set(seesr.parts.tagger.tags)

@@ -1,0 +1,67 @@
+"""The embedded bundle's training, a few iterations of it, on pictures made here."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from train_tiny import Photographs, Plan, Training, export
+from transformers import CLIPTokenizer
+
+from seesr.pipeline import SeeSR
+from seesr.settings import Settings
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def listing(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three textured pictures: two to train on, one to validate."""
+    folder = tmp_path_factory.mktemp("photographs")
+    random = np.random.default_rng(3)
+    entries = []
+    for number, use in enumerate(("train", "train", "validate")):
+        coarse = Image.fromarray(random.integers(0, 256, (40, 40, 3), dtype=np.uint8))
+        coarse.resize((400, 400), Image.Resampling.BICUBIC).save(folder / f"{number}.png")
+        tags = ["sky"] if number else ["water"]
+        entries.append({"file": f"{number}.png", "credit": "us", "licence": "CC0-1.0", "tags": tags, "use": use})
+    path = folder / "listing.json"
+    path.write_text(json.dumps({"tags": ["sky", "water"], "photographs": entries}))
+    return path
+
+
+def training(listing: Path, folder: Path, tokenizer: CLIPTokenizer, **iterations: int) -> Training:
+    plan = Plan(batch=2, crop=32, **iterations)
+    train, validate = (Photographs(listing.parent, listing, use) for use in ("train", "validate"))
+    return Training(plan, train, validate, tokenizer, folder)
+
+
+def test_it_trains_resumes_and_exports(listing: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    tokenizer = CLIPTokenizer.from_pretrained(tiny_bundle / "tokenizer", local_files_only=True)
+    whole = training(listing, tmp_path / "whole", tokenizer, vae=4, tagger=3, joint=4)
+    whole.run()
+    assert whole.done == {"vae": 4, "tagger": 3, "joint": 4}
+
+    # Stopped between two stages, then continued by a new process's objects.
+    first = training(listing, tmp_path / "parts", tokenizer, vae=4, tagger=3, joint=0)
+    first.run()
+    second = training(listing, tmp_path / "parts", tokenizer, vae=4, tagger=3, joint=4)
+    assert second.done == {"vae": 4, "tagger": 3, "joint": 0}
+    second.run()
+    theirs = dict(second.bundle.named_parameters())
+    for name, parameter in whole.bundle.named_parameters():
+        torch.testing.assert_close(parameter, theirs[name], msg=name)
+
+    export(whole, listing, tmp_path / "bundle")
+    about = json.loads((tmp_path / "bundle/bundle.json").read_text())
+    assert [entry["file"] for entry in about["photographs"]] == ["0.png", "1.png"]
+    seesr = SeeSR.load(tmp_path / "bundle", device="cpu")
+    result = seesr.upscale(Image.new("RGB", (24, 20), (90, 120, 60)), Settings(seed=1))
+    assert result.image.size == (96, 80)
+
+
+def test_a_missing_photograph_is_named(listing: Path, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"0\.png is missing; run scripts/photographs\.py first"):
+        Photographs(tmp_path, listing, "train")
