@@ -61,24 +61,33 @@ def to_upstream(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The exact inverse of `from_upstream`, but for what that dropped."""
     whole = {ours: theirs for theirs, ours in TABLE.items() if isinstance(ours, str)}
     stacked = {part: theirs for theirs, ours in TABLE.items() if isinstance(ours, tuple) for part in ours}
-    parts: dict[str, list[Tensor]] = {}
+    order = {part: place for ours in TABLE.values() if isinstance(ours, tuple) for place, part in enumerate(ours)}
+    parts: dict[str, dict[int, Tensor]] = {}
     for key, tensor in tensors.items():
         if key.endswith("relative_position_index"):  # a buffer that Swin derives
             continue
         (name,) = _translate(key, whole | stacked)
-        parts.setdefault(name, []).append(tensor)  # query, key, value come in this order
-    return {name: found[0] if len(found) == 1 else torch.cat(found) for name, found in parts.items()}
+        parts.setdefault(name, {})[order.get(_pattern(key)[0], 0)] = tensor
+    return {
+        name: found[0] if len(found) == 1 else torch.cat([found[place] for place in sorted(found)])
+        for name, found in parts.items()
+    }
 
 
 def _translate(key: str, table: Mapping[str, str | tuple[str, ...]]) -> tuple[str, ...]:
-    match = _LEAF.match(key)
-    stem, leaf = (match[1], match[2]) if match else (key, "")
-    numbers = _NUMBER.findall(stem + ".")
-    found = table.get(_NUMBER.sub("{}", stem + ".").removesuffix("."))
+    pattern, numbers, leaf = _pattern(key)
+    found = table.get(pattern)
     if found is None:
         raise RuntimeError(f"no rule for the tensor {key!r}: this is not the RAM checkpoint that SeeSR uses")
     names = found if isinstance(found, tuple) else (found,)
     return tuple(name.format(*numbers) + leaf for name in names)
+
+
+def _pattern(key: str) -> tuple[str, list[str], str]:
+    """ "layers.1.out.bias" -> ("layers.{}.out", ["1"], ".bias")"""
+    match = _LEAF.match(key)
+    stem, leaf = (match[1], match[2]) if match else (key, "")
+    return _NUMBER.sub("{}", stem + ".").removesuffix("."), _NUMBER.findall(stem + "."), leaf
 
 
 def merge_dape(tensors: Mapping[str, Tensor], lora: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -87,11 +96,10 @@ def merge_dape(tensors: Mapping[str, Tensor], lora: Mapping[str, Tensor]) -> dic
     Swin's stacked qkv has LoRA on q and v only. Upstream shares `tag_encoder`'s first layers with `tagging_head`, so
     both updates of the cross-attention land on one tensor. Raises RuntimeError for a name that fits nothing.
     """
+    _check_complete(tensors, lora)
     merged = dict(tensors)
     for key, down in lora.items():
         if not key.endswith(".lora_A"):
-            if not key.endswith(".lora_B"):
-                raise RuntimeError(f"DAPE must hold only LoRA tensors, got {key!r}")
             continue
         up = lora[key.removesuffix("A") + "B"]
         target = key.removesuffix("lora_A") + "weight"
@@ -105,6 +113,22 @@ def merge_dape(tensors: Mapping[str, Tensor], lora: Mapping[str, Tensor]) -> dic
             raise RuntimeError(f"DAPE has {key!r}, but the RAM checkpoint has no {target!r} to merge it into")
         merged[target] = merged[target].float() + _delta(down.float(), up.float(), merged[target])
     return merged
+
+
+def _check_complete(tensors: Mapping[str, Tensor], lora: Mapping[str, Tensor]) -> None:
+    """DAPE must update every Swin qkv and every tag layer's query and key, and hold nothing but LoRA pairs."""
+    for key in lora:
+        if not key.endswith((".lora_A", ".lora_B")):
+            raise RuntimeError(f"DAPE must hold only LoRA tensors, got {key!r}")
+        pair = key[:-1] + ("B" if key.endswith("A") else "A")
+        if pair not in lora:
+            raise RuntimeError(f"DAPE must hold LoRA tensors in pairs, got {key!r} without {pair!r}")
+    for key in tensors:
+        if _UPDATED.search(key) and key.replace(".weight", ".lora_A") not in lora:
+            raise RuntimeError(f"DAPE has no update for {key!r}; the file is incomplete, download it again")
+
+
+_UPDATED = re.compile(r"^visual_encoder\..*\.qkv\.weight$|^tagging_head\..*crossattention\.self\.(query|key)\.weight$")
 
 
 def _delta(down: Tensor, up: Tensor, weight: Tensor) -> Tensor:

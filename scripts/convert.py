@@ -10,7 +10,9 @@ import hashlib
 import json
 import math
 import re
+import signal
 import sys
+import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
@@ -18,6 +20,7 @@ from typing import Any
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import CLIPTextModel
 
@@ -51,6 +54,7 @@ def main() -> None:
     parser.add_argument("--process-size", type=int, default=512, help="smallest short side to work at, in pixels")
     parser.add_argument("--force", action="store_true", help="replace --out if it exists")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the half-made bundle goes away with it
     try:
         convert(
             arguments.sd_turbo,
@@ -64,8 +68,8 @@ def main() -> None:
             process_size=arguments.process_size,
             replace=arguments.force,
         )
-    except (RuntimeError, OSError) as error:
-        sys.exit(f"convert: {error}")
+    except (RuntimeError, OSError, ValueError, SafetensorError) as error:
+        sys.exit(f"convert: {str(error).splitlines()[0]}")
     print(f"Wrote the bundle {arguments.out}")
 
 
@@ -83,6 +87,12 @@ def convert(
 ) -> None:
     """Write the bundle `out`, whole or not at all. Raises RuntimeError naming the source file that does not fit."""
     seesr = seesr / "seesr" if (seesr / "seesr").is_dir() else seesr
+    if process_size < 8:
+        raise RuntimeError(f"--process-size must be at least 8 pixels, got {process_size}")
+    configs = [f"{part}/config.json" for part in ("unet", "vae", "text_encoder")]
+    for path in [*(sd_turbo / config for config in configs), seesr / "controlnet/config.json"]:
+        if not path.is_file():
+            raise RuntimeError(f"{path} is missing; run scripts/download.py, or name the folder that holds it")
     sources = [sd_turbo / UNET, sd_turbo / weights.FILES["vae"], sd_turbo / weights.FILES["text_encoder"]]
     sources += [seesr / UNET, seesr / CONTROLNET, ram, dape, tags, thresholds]
     for path in sources:
@@ -180,6 +190,8 @@ def _tagger(writer: weights.BundleWriter, ram: Path, dape: Path, tags: Path, thr
     needed = {key: tensor for key, tensor in renamed.items() if not DROPPED.search(key)}
     tensors = from_upstream(merge_dape(needed, _unpickle(dape)))
     names, limits = _text_of(tags).splitlines(), _text_of(thresholds).split()
+    if not all(re.fullmatch(r"\d*\.?\d+", limit) for limit in limits):
+        raise RuntimeError(f"{thresholds} must hold one number per tag; download it again")
     config = ram_config(tensors)
     if not len(names) == len(limits) == config.tags:
         raise RuntimeError(
@@ -190,11 +202,24 @@ def _tagger(writer: weights.BundleWriter, ram: Path, dape: Path, tags: Path, thr
     writer.tagger(config, tensors, "\n".join(names) + "\n", "\n".join(limits) + "\n")
 
 
+_MEASURED = (
+    "swin.embeddings.patch_embeddings.projection.weight",
+    "swin.encoder.layers.0.blocks.0.attention.self.relative_position_bias_table",
+    "image_proj.weight",
+    "label_proj.weight",
+    "label_embed",
+    "layers.0.fc1.weight",
+)
+
+
 def ram_config(tensors: Mapping[str, Tensor]) -> RamConfig:
     """RAM's sizes, read off its tensors (our names): window and heads from the bias tables, the rest from widths.
 
     The tag head's 4 heads leave no trace in the tensors. The picture's side makes the last stage one window.
     """
+    missing = [name for name in _MEASURED if name not in tensors]
+    if missing:
+        raise RuntimeError(f"the RAM checkpoint lacks {missing[0]} (our name); it is not RAM's, or it is incomplete")
     stages = 1 + max(int(key.split(".")[3]) for key in tensors if key.startswith("swin.encoder.layers."))
     blocks = [key for key in tensors if key.endswith("relative_position_bias_table")]
     tables = [tensors[next(key for key in blocks if f"layers.{stage}." in key)] for stage in range(stages)]
@@ -223,11 +248,15 @@ def _read(path: Path, dtype: torch.dtype, only: str = "") -> dict[str, Tensor]:
 
 def _unpickle(path: Path) -> dict[str, Any]:
     try:
-        # mmap: of RAM's 5.6 GB, mostly optimizer state, only the tensors that are used are ever read.
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        # mmap: of RAM's 5.6 GB, mostly optimizer state, only the tensors that are used are ever read. Files from
+        # before torch 1.6 are no zip archives and can't be mapped.
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (UnpicklingError, RuntimeError, EOFError) as error:
         reason = str(error).splitlines()[0]
         raise RuntimeError(f"{path} is not a checkpoint of plain tensors ({reason}); download it again") from error
+    if not isinstance(loaded, dict):
+        raise RuntimeError(f"{path} must hold named tensors, got a {type(loaded).__name__}; download it again")
+    return loaded
 
 
 def _json(path: Path) -> dict[str, Any]:

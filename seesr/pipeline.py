@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers.models.controlnets.controlnet import ControlNetConditioningEmbedding
@@ -219,12 +219,7 @@ class SeeSR:
         """(1, C, h, w), scaled -> (1, 3, H, W) in [0, 1], float32"""
         vae = self.parts.vae
         latent = latent / vae.config["scaling_factor"] + (vae.config["shift_factor"] or 0.0)
-        picture = vae_tiling.decode(vae, latent.to(self.device, vae.dtype), self.profile.vae_tile).float()
-        if not torch.isfinite(picture).all():
-            raise RuntimeError(
-                f"the decoded picture is not finite in {vae.dtype}; load the bundle with a wider dtype (torch.float32)"
-            )
-        return (picture / 2 + 0.5).clamp(0, 1)
+        return (self._vae(vae_tiling.decode, latent.to(self.device)) / 2 + 0.5).clamp(0, 1)
 
     def tiles(self, control: Tensor, settings: Settings) -> TileGrid:
         """The latent tiles for a padded control picture (B, 3, H, W): the request's, else the hardware's."""
@@ -245,12 +240,27 @@ class SeeSR:
         start = draw("init", shape).to(self.device, torch.float32)
         if settings.start_point == "noise":
             return start
-        moments = vae_tiling.encode(vae, (2 * control - 1).to(vae.dtype), self.profile.vae_tile).float()
+        moments = self._vae(vae_tiling.encode, 2 * control - 1)
         mean, logvar = moments.chunk(2, dim=1)
         # The posterior's sample, as upstream; its mode would be a little smoother.
         posterior = mean + (logvar.clamp(-30, 20) / 2).exp() * draw("vae", shape).to(self.device, torch.float32)
         latent = (posterior - (vae.config["shift_factor"] or 0.0)) * vae.config["scaling_factor"]
         return self.schedule.add_noise(latent, start, self.schedule.last)
+
+    def _vae(self, run: Callable[[Any, Tensor, int], Tensor], part: Tensor) -> Tensor:
+        """Encode or decode, in float32 out; where half precision overflows, once more in float32, which is said."""
+        vae: Any = self.parts.vae
+        result = run(vae, part.to(vae.dtype), self.profile.vae_tile).float()
+        if not result.isfinite().all() and vae.dtype != torch.float32:
+            log.warning("The VAE overflowed in %s (%s): doing it again in float32.", vae.dtype, run.__name__)
+            dtype = vae.dtype
+            try:
+                result = run(vae.to(torch.float32), part.float(), self.profile.vae_tile)
+            finally:
+                vae.to(dtype)
+        if not result.isfinite().all():
+            raise RuntimeError(f"the VAE's result is not finite ({run.__name__}); the bundle or the latent is damaged")
+        return result
 
     def _denoise(
         self,

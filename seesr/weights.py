@@ -65,11 +65,18 @@ def load(bundle: Path, device: str = "cpu", dtype: torch.dtype | None = None) ->
         raise RuntimeError(f"the bundle must be a directory, got {bundle}, which is none")
     dtype = dtype or (torch.float16 if device.startswith("cuda") else torch.float32)
     about = _json(bundle, "bundle.json")
+    name, process_size = about.get("name"), about.get("process_size")
+    if not isinstance(name, str) or not isinstance(process_size, int) or process_size < 1:
+        raise RuntimeError(f"{bundle / 'bundle.json'} must give a name and a process_size in pixels; build it again")
 
-    def read(name: str, build: Callable[[], Model]) -> Model:
-        model = build_empty(build)
-        rename = from_seesr_key if name in ("unet", "controlnet") else str
-        return _fill(model, bundle / FILES[name], device, dtype, rename)
+    def read(part: str, build: Callable[[], Model]) -> Model:
+        try:
+            model = build_empty(build)
+        except (TypeError, ValueError, KeyError) as error:
+            where = bundle / part / "config.json"
+            raise RuntimeError(f"{where} describes no {part} ({error}); build the bundle again") from error
+        rename = from_seesr_key if part in ("unet", "controlnet") else str
+        return _fill(model, bundle / FILES[part], device, dtype, rename)
 
     # SD-Turbo's file is written for an Euler scheduler; DDPM takes the keys it knows, as upstream's does.
     scheduler: Any = DDPMScheduler.from_config(_json(bundle, "scheduler/scheduler_config.json"))
@@ -84,8 +91,8 @@ def load(bundle: Path, device: str = "cpu", dtype: torch.dtype | None = None) ->
         tokenizer=_tokenizer(bundle),
         tagger=_tagger(bundle, read("ram", lambda: Ram(RamConfig.from_dict(_json(bundle, "ram/config.json"))))),
         scheduler=scheduler,
-        name=about["name"],
-        process_size=about["process_size"],
+        name=name,
+        process_size=process_size,
     )
 
 
@@ -177,7 +184,10 @@ def _arguments(config: dict[str, Any]) -> dict[str, Any]:
 def _json(bundle: Path, name: str) -> dict[str, Any]:
     path = bundle / name
     try:
-        return json.loads(path.read_text())
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(value, dict):
+            raise ValueError("it holds no object")
+        return value
     except FileNotFoundError:
         raise RuntimeError(f"{path} is missing; download or build the bundle again") from None
     except ValueError as error:
@@ -185,7 +195,7 @@ def _json(bundle: Path, name: str) -> dict[str, Any]:
 
 
 def _tokenizer(bundle: Path) -> CLIPTokenizer:
-    for name in TOKENIZER[:2]:
+    for name in TOKENIZER:
         if not (bundle / "tokenizer" / name).is_file():
             raise RuntimeError(f"{bundle / 'tokenizer' / name} is missing; download or build the bundle again")
     return CLIPTokenizer.from_pretrained(bundle / "tokenizer", local_files_only=True)
@@ -197,6 +207,8 @@ def _tagger(bundle: Path, model: Ram) -> Tagger:
         thresholds = [float(line) for line in (bundle / "ram/thresholds.txt").read_text().split()]
     except FileNotFoundError as error:
         raise RuntimeError(f"{error.filename} is missing; download or build the bundle again") from None
+    except ValueError as error:
+        raise RuntimeError(f"{bundle}/ram: tags or thresholds are damaged ({error}); build the bundle again") from None
     return Tagger(model, tags, torch.tensor(thresholds))
 
 
@@ -230,7 +242,11 @@ class BundleWriter:
         """One of FILES with its config.json; tensors under the names they are stored by."""
         self.json(f"{name}/config.json", config)
         path = self._temporary / FILES[name]
-        save_file({key: tensors[key].to(self.dtype).contiguous() for key in sorted(tensors)}, path)
+        stored = {key: tensors[key].to(self.dtype).contiguous() for key in sorted(tensors)}
+        for key, tensor in stored.items():
+            if not tensor.isfinite().all():
+                raise RuntimeError(f"{name}'s tensor {key} is not finite in {self.dtype}; convert with --dtype fp32")
+        save_file(stored, path)
         path.chmod(0o644)
 
     def json(self, name: str, value: Mapping[str, Any]) -> None:
@@ -264,7 +280,7 @@ def save(
             parts.tagger.model.config,
             stored_tensors(parts.tagger.model),
             "".join(f"{tag}\n" for tag in parts.tagger.tags),
-            "".join(f"{value:.4f}\n" for value in parts.tagger.thresholds.tolist()),
+            "".join(f"{value!r}\n" for value in parts.tagger.thresholds.tolist()),
         )
         writer.json("scheduler/scheduler_config.json", {"_class_name": "DDPMScheduler", **_plain(parts.scheduler)})
         source = Path(parts.tokenizer.name_or_path)

@@ -102,6 +102,9 @@ class Evil:
         ("not a checkpoint", "is not a checkpoint of plain tensors"),
         ("evil pickle", "is not a checkpoint of plain tensors"),
         ("missing", "is missing; run scripts/download.py"),
+        ("list pickle", "must hold named tensors, got a list"),
+        ("empty dape", "DAPE has no update for 'visual_encoder"),
+        ("bad thresholds", "must hold one number per tag"),
         ("wrong tags", "must agree, they hold 50, 1 and 50 tags"),
         ("sd unet for seesr's", "has no image_attentions; it must be SeeSR's UNet"),
         ("unet lacks a tensor", r"tensors 1 missing \(conv_in.bias\)"),
@@ -119,6 +122,15 @@ def test_what_does_not_fit_is_named_and_nothing_is_left(
     elif name == "evil pickle":
         torch.save({"model": Evil()}, odd)
         changed["ram"] = odd
+    elif name == "list pickle":
+        torch.save([torch.zeros(1)], odd)
+        changed["ram"] = odd
+    elif name == "empty dape":
+        torch.save({}, odd)
+        changed["dape"] = odd
+    elif name == "bad thresholds":
+        odd.write_text("x\n" * 50)
+        changed["thresholds"] = odd
     elif name == "missing":
         changed["dape"] = tmp_path / "nowhere.pth"
     elif name == "wrong tags":

@@ -204,6 +204,18 @@ def test_overlap_is_checked_against_the_machine_s_tile(golden: SeeSR) -> None:
         golden.sample(torch.zeros(1, 3, 64, 64), LOOP["text"], LOOP["tokens"], Settings(latent_tiled_overlap=65))
 
 
+def test_an_overflow_in_half_precision_is_done_again_in_float32(
+    golden_bundle: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    half = SeeSR.load(golden_bundle, device="cpu", dtype=torch.float16)
+    whole = SeeSR.load(golden_bundle, device="cpu")
+    latent = torch.randn(1, 4, 8, 8) * 2e5  # beyond float16's 65504 behind the scale factor
+    picture = half.decode(latent)
+    assert "overflowed in torch.float16" in caplog.text
+    assert half.parts.vae.dtype == torch.float16
+    assert (picture - whole.decode(latent)).abs().mean() < 0.01
+
+
 def test_a_picture_that_is_not_finite_is_never_returned(golden: SeeSR) -> None:
     with pytest.raises(RuntimeError, match="not finite"):
         golden.decode(torch.full((1, 4, 8, 8), float("nan")))

@@ -65,6 +65,9 @@ def test_names_go_there_and_back() -> None:
     back = to_upstream(from_upstream(tensors))
     assert back.keys() == kept.keys()
     assert all(back[key].equal(kept[key]) for key in kept)
+    ours = from_upstream(tensors)
+    shuffled = to_upstream({key: ours[key] for key in sorted(ours)})  # as a file lists them: key, query, value
+    assert all(shuffled[key].equal(kept[key]) for key in kept)
 
 
 def test_the_older_name_of_the_tag_head_is_known() -> None:
@@ -78,6 +81,8 @@ def test_unknown_names_are_errors() -> None:
         from_upstream({"visual_encoder.surprise.weight": torch.zeros(1)})
     with pytest.raises(RuntimeError, match="must hold only LoRA tensors"):
         merge_dape({}, {"visual_encoder.layers.0.blocks.0.attn.qkv.weight": torch.zeros(1)})
+    with pytest.raises(RuntimeError, match=r"in pairs, got 'fc\.lora_A' without 'fc\.lora_B'"):
+        merge_dape({}, {"fc.lora_A": torch.zeros(8, 4)})
     lora = {"fc.lora_A": torch.zeros(8, 4), "fc.lora_B": torch.zeros(1, 8)}
     with pytest.raises(RuntimeError, match=r"no 'fc\.weight' to merge it into"):
         merge_dape({}, lora)

@@ -80,6 +80,29 @@ def test_a_damaged_file_is_named(bundle: Path, name: str) -> None:
         weights.load(bundle)
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("bundle.json", "[]", "is not valid JSON"),
+        ("bundle.json", '{"name": "x", "process_size": "64"}', "must give a name and a process_size"),
+        ("ram/config.json", '{"surprise": 1}', "describes no ram"),
+        ("ram/thresholds.txt", "many", "tags or thresholds are damaged"),
+        ("unet/config.json", '{"down_block_types": ["Nothing"]}', "describes no unet"),
+    ],
+)
+def test_a_wrong_description_is_named(bundle: Path, name: str, content: str, sentence: str) -> None:
+    (bundle / name).write_text(content)
+    with pytest.raises(RuntimeError, match=sentence):
+        weights.load(bundle)
+
+
+def test_values_that_half_precision_can_t_hold_are_refused(golden: SeeSR, tmp_path: Path) -> None:
+    refused = pytest.raises(RuntimeError, match=r"vae's tensor conv_in\.bias is not finite in torch\.float16")
+    with refused, weights.BundleWriter(tmp_path / "copy") as writer:
+        writer.component("vae", {}, {"conv_in.bias": torch.tensor([1e6])})
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_no_bundle_at_all(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="must be a directory"):
         weights.load(tmp_path / "nowhere")
