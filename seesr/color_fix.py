@@ -1,5 +1,7 @@
 """Give an upscaled picture the colours of the picture it came from."""
 
+import warnings
+
 import pywt
 import torch
 from torch import Tensor
@@ -47,7 +49,9 @@ def _wavelet(image: Tensor, control: Tensor) -> Tensor:
 def _dwt(image: Tensor, control: Tensor) -> Tensor:
     # The transform is linear too: move only the approximation band of the difference.
     difference = (control - image).cpu().numpy()
-    band = pywt.wavedec2(difference, "db2", mode="symmetric", level=LEVELS, axes=(-2, -1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that a small picture is all border: it is matched all the same
+        band = pywt.wavedec2(difference, "db2", mode="symmetric", level=LEVELS, axes=(-2, -1))
     band[1:] = [tuple(part * 0 for part in details) for details in band[1:]]
     low = torch.from_numpy(pywt.waverec2(band, "db2", mode="symmetric", axes=(-2, -1)))
     return image + low[:, :, : image.shape[2], : image.shape[3]].to(image)

@@ -73,7 +73,7 @@ def test_arrows_point_down(path: Path) -> None:
         ("cog", {"predict", "scripts.cog_server"}),
         ("PIL", {"seesr.images"}),
         ("xformers", set()),
-        ("safetensors", {"seesr.weights"}),
+        ("safetensors", {"seesr.weights", "scripts.convert"}),
         ("urllib", {"scripts.cog_server"}),
         ("requests", {"scripts.download"}),
         ("huggingface_hub", set()),
