@@ -277,7 +277,7 @@ def predict(pairs: Sequence[str], output: Path | None) -> Path:
             raise RuntimeError(server.setup_error())
         status, answer = server.predict(**inputs)
         if answer.get("status") != "succeeded":
-            raise RuntimeError(str(answer.get("error") or answer.get("detail") or f"HTTP {status}: {answer}"))
+            raise RuntimeError(reason(status, answer))
         head, _, body = str(answer["output"]).partition(",")
     kind = head.removeprefix("data:").split(";")[0]
     mimetypes.add_type("image/webp", ".webp")
@@ -289,6 +289,14 @@ def predict(pairs: Sequence[str], output: Path | None) -> Path:
     finally:
         temporary.unlink(missing_ok=True)
     return path
+
+
+def reason(status: int, answer: Mapping[str, Any]) -> str:
+    """The server's own words of why there is no result."""
+    detail = answer.get("detail")
+    if isinstance(detail, list):
+        return "; ".join(f"{fault['loc'][-1]}: {fault['msg']}" for fault in detail)
+    return str(answer.get("error") or detail or f"HTTP {status}: {answer}")
 
 
 def picture_size(path: Path) -> str:

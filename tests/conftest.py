@@ -12,10 +12,9 @@ from seesr.pipeline import SeeSR
 ROOT = Path(__file__).resolve().parent.parent
 
 
-@pytest.fixture(scope="session")
-def golden_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def convert_golden(out: Path) -> Path:
     """The reference's tiny random weights as our converter bundles them, in fp32."""
-    ram, out = UPSTREAM / "ram", tmp_path_factory.mktemp("golden") / "bundle"
+    ram = UPSTREAM / "ram"
     convert(
         UPSTREAM / "sd_turbo",
         UPSTREAM / "seesr",
@@ -28,6 +27,11 @@ def golden_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
         process_size=160,
     )
     return out
+
+
+@pytest.fixture(scope="session")
+def golden_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return convert_golden(tmp_path_factory.mktemp("golden") / "bundle")
 
 
 @pytest.fixture(scope="session")

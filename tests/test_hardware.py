@@ -1,0 +1,56 @@
+"""Which profile a machine gets: by name and memory; a real card is asked only where there is one."""
+
+import pytest
+import torch
+
+from seesr import hardware
+from seesr.hardware import CPU, GPUS
+
+
+@pytest.mark.parametrize(
+    ("card", "memory", "name"),
+    [
+        ("Tesla T4", 15.8, "t4"),
+        ("Tesla V100-SXM2-16GB", 16.9, "v100"),
+        ("NVIDIA A40", 47.7, "a40-large"),
+        ("NVIDIA L40S", 47.7, "l40s"),
+        ("NVIDIA A100-SXM4-80GB", 85.1, "a100-large"),
+        ("NVIDIA H100 80GB HBM3", 85.0, "h100"),
+    ],
+)
+def test_known_cards(card: str, memory: float, name: str) -> None:
+    assert hardware._match(card, memory) is GPUS[name]
+
+
+@pytest.mark.parametrize(
+    ("card", "memory", "most"),
+    [
+        ("NVIDIA GeForce RTX 3060", 12.6, 16),
+        ("NVIDIA A4000", 16.9, 16),
+        ("NVIDIA RTX 6000 Ada", 51.0, 48),
+        ("X", 143.0, 80),
+    ],
+)
+def test_other_cards_get_one_that_fits_and_are_told(
+    card: str, memory: float, most: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert hardware._match(card, memory).memory == most
+    assert f"The card {card}" in caplog.text
+
+
+def test_the_cpu_is_the_cpu_whatever_was_asked_for(caplog: pytest.LogCaptureFixture) -> None:
+    assert hardware.profile("cpu") is CPU
+    assert not caplog.text
+    assert hardware.profile("cpu", "t4") is CPU
+    assert "SEESR_GPU asks for t4, but this runs on the CPU" in caplog.text
+
+
+def test_an_unknown_name_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"SEESR_GPU must be one of t4, v100, .*got 'tpu'"):
+        hardware.profile("cpu", "tpu")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_a_real_card_has_a_profile() -> None:
+    assert hardware.profile("cuda").name in GPUS
