@@ -82,6 +82,7 @@ class CogServer:
             "PORT": "0",
             "LOG_FORMAT": "console",
             "NO_COLOR": "1",
+            "PYTHONWARNINGS": "ignore",  # what libraries say about each other on import
             "HF_HUB_OFFLINE": "1",
             "TMPDIR": str(work / "tmp"),
         }

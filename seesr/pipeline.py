@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+MAX_OUTPUT_PIXELS = 8192 * 8192
+
 Noise = Callable[[str, tuple[int, ...]], Tensor]
 """`noise(name, shape)` -> standard normal float32; names are "init", "vae", "step0", "step1", ..."""
 
@@ -122,6 +124,7 @@ class SeeSR:
         """
         settings = replace(settings, seed=secrets.randbits(32) if settings.seed is None else settings.seed)
         clock = Clock(self.device)
+        image = image.convert("RGB")
         target, working = working_size((image.height, image.width), settings.scale_factor, self.parts.process_size)
         with clock.stage("tag"):
             tags, tokens = self.parts.tagger(images.to_tensor(image).to(self.device))
@@ -320,9 +323,15 @@ def working_size(size: tuple[int, int], scale: float, process_size: int) -> tupl
     """(height, width) of the input -> the target (height, width) and the size to work at.
 
     The target is round(scale * side). Both are the same unless the target's short side is below `process_size`; then
-    the working picture is larger by one factor, but no longer than 8 * `process_size` or the target itself.
+    the working picture is larger by one factor, but no longer than 8 * `process_size` or the target itself. Raises
+    ValueError for a target of more than MAX_OUTPUT_PIXELS.
     """
     target = (max(1, round(scale * size[0])), max(1, round(scale * size[1])))
+    if target[0] * target[1] > MAX_OUTPUT_PIXELS:
+        raise ValueError(
+            f"the result may have at most {MAX_OUTPUT_PIXELS / 1e6:.0f} megapixels (8192 x 8192), "
+            f"scale_factor {scale:g} would give {target[1]} x {target[0]}; lower it or make the image smaller"
+        )
     short, long = sorted(target)
     grow = min(max(1.0, process_size / short), max(1.0, 8 * process_size / long))
     if grow == 1.0:
