@@ -274,7 +274,7 @@ def main() -> None:
     out = arguments.out
     print(
         "All files are there. Next:\n"
-        f"scripts/convert.py --sd-turbo {out}/sd-turbo --seesr {out}/seesr --ram {out}/ram/ram_swin_large_14m.pth "
+        f".venv/bin/python scripts/convert.py --sd-turbo {out}/sd-turbo --seesr {out}/seesr --ram {out}/ram/ram_swin_large_14m.pth "
         f"--dape {out}/seesr/DAPE.pth --tags {out}/ram/ram_tag_list.txt "
         f"--thresholds {out}/ram/ram_tag_list_threshold.txt --out weights/seesr-turbo"
     )

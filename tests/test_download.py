@@ -248,7 +248,7 @@ def test_the_last_line_is_the_next_command(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["download", "--manifest", str(manifest), "--out", str(tmp_path / "out")])
     main()
-    assert capsys.readouterr().out.splitlines()[-1].startswith("scripts/convert.py --sd-turbo ")
+    assert capsys.readouterr().out.splitlines()[-1].startswith(".venv/bin/python scripts/convert.py --sd-turbo ")
 
 
 def test_the_real_manifest_is_complete() -> None:
