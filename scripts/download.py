@@ -274,8 +274,8 @@ def main() -> None:
     out = arguments.out
     print(
         "All files are there. Next:\n"
-        f".venv/bin/python scripts/convert.py --sd-turbo {out}/sd-turbo --seesr {out}/seesr --ram {out}/ram/ram_swin_large_14m.pth "
-        f"--dape {out}/seesr/DAPE.pth --tags {out}/ram/ram_tag_list.txt "
+        f".venv/bin/python scripts/convert.py --sd-turbo {out}/sd-turbo --seesr {out}/seesr "
+        f"--ram {out}/ram/ram_swin_large_14m.pth --dape {out}/seesr/DAPE.pth --tags {out}/ram/ram_tag_list.txt "
         f"--thresholds {out}/ram/ram_tag_list_threshold.txt --out weights/seesr-turbo"
     )
 
