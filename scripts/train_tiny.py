@@ -68,6 +68,8 @@ class Plan:
     batch: int = 4
     crop: int = 80
     seed: int = 7
+    report: int = 500
+    """Iterations between two validations, each with a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -200,7 +202,8 @@ class Bundle(nn.Module):
         """The sampler as seesr.pipeline runs it -> (B, 3, H, W) in [-1, 1], colours matched"""
         torch.manual_seed(seed)
         tokens = self.ram.tokens(self.tagger_input(batch.small))
-        text = self.text_states([self.prompt(tags) for tags in batch.tags])
+        likely = self.ram.logits(tokens).sigmoid() > torch.tensor(self.thresholds)
+        text = self.text_states([self.prompt(tuple(row.nonzero().flatten().tolist())) for row in likely])
         latent = self.encode(batch.control)
         latent = self.schedule.add_noise(latent, torch.randn_like(latent), 999)
         times = self.schedule.timesteps(steps)
@@ -245,7 +248,8 @@ def tag_targets(batch: Batch, logits: Tensor) -> Tensor:
 def joint_loss(bundle: Bundle, batch: Batch, random: np.random.Generator) -> Tensor:
     """What the user sees: the loss is taken behind decoder and colour fix.
 
-    Most samples are the first step (t = 999). Others continue from the model's own earlier x0, as at inference. A
+    Most samples are the first step (t = 999). Others continue from the model's own x0 of that step, noised afresh
+    to a later one: near to inference, which goes through all steps between. A
     few take the negative prompt and the blurred input as truth, so that guidance away from it means something.
     """
     truth = batch.truth
@@ -306,6 +310,8 @@ class Training:
         self.done = {"vae": 0, "tagger": 0, "joint": 0}
         self.best = -math.inf
         self.optimizer: dict[str, Any] | None = None
+        self.running = ""
+        """The stage that the average and the optimizer belong to; empty between stages."""
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / "last.pt").is_file():
             self._restore(torch.load(folder / "last.pt", weights_only=True))
@@ -333,16 +339,22 @@ class Training:
         rate: float,
         report: Callable[[], None],
     ) -> None:
-        """AdamW with a warm-up and a cosine, averaged weights at the end; a checkpoint every few minutes."""
-        if self.done[name] >= total:
+        """AdamW with a warm-up and a cosine, averaged weights at the end; a checkpoint at every report."""
+        if self.done[name] > total or (self.done[name] == total and self.running == name):
+            raise RuntimeError(
+                f"the checkpoint in {self.folder} is {self.done[name]} iterations into {name}, {total} were asked for; "
+                "ask for more, or remove it"
+            )
+        if self.done[name] == total:
             return
+        self.running = name
         trained = list(parameters)
         optimizer = torch.optim.AdamW(trained, lr=rate, betas=(0.9, 0.99), weight_decay=1e-4)
         if self.optimizer is not None:
             optimizer.load_state_dict(self.optimizer)
         names = {parameter: key for key, parameter in self.bundle.named_parameters()}
         self.average = self.average or {names[p]: p.detach().clone() for p in trained}
-        started = saved = time.monotonic()
+        started = time.monotonic()
         losses: list[float] = []
         for iteration in range(self.done[name], total):
             random = np.random.default_rng([self.plan.seed, len(name), iteration])
@@ -360,19 +372,18 @@ class Training:
                 self.average[names[parameter]].lerp_(parameter.detach(), 1 - decay)
             losses.append(loss.item())
             self.done[name] = iteration + 1
-            if (iteration + 1) % 500 == 0 or time.monotonic() - saved > 240:
+            if (iteration + 1) % self.plan.report == 0 and iteration + 1 < total:
                 pace = (time.monotonic() - started) / len(losses)
                 print(
                     f"{name} {iteration + 1}/{total} loss {np.mean(losses[-500:]):.4f} {pace * 1e3:.0f} ms", flush=True
                 )
-                saved = time.monotonic()
                 with self._averaged():
                     report()
                 self._save("last.pt", optimizer)
         with torch.no_grad():
             for parameter in trained:
                 parameter.copy_(self.average[names[parameter]])
-        self.average, self.optimizer = {}, None
+        self.average, self.optimizer, self.running = {}, None, ""
         report()
         self._save("last.pt", None)
 
@@ -404,7 +415,7 @@ class Training:
 
     @torch.no_grad()
     def _choose_thresholds(self) -> None:
-        """Per tag the threshold with the best F1 on crops of the training photographs, away from 0 and 1."""
+        """Per tag the threshold with the best F1 on crops of the training photographs: optimistic, but all there is."""
         scores, targets = [], []
         for number in range(40):
             batch = self.train.batch(np.random.default_rng([self.plan.seed, 99, number]), 4 * self.plan.crop, 4)
@@ -447,6 +458,7 @@ class Training:
                 "average": self.average if name == "last.pt" else {},
                 "optimizer": optimizer.state_dict() if optimizer else None,
                 "done": self.done,
+                "running": self.running,
                 "best": self.best,
                 "scale": self.bundle.scale,
                 "shift": self.bundle.shift,
@@ -459,7 +471,7 @@ class Training:
     def _restore(self, state: dict[str, Any]) -> None:
         self.bundle.load_state_dict(state["models"])
         self.average, self.optimizer = state["average"], state["optimizer"]
-        self.done, self.best = state["done"], state["best"]
+        self.done, self.best, self.running = state["done"], state["best"], state.get("running", "")
         self.bundle.scale, self.bundle.shift = state["scale"], state["shift"]
         self.bundle.thresholds = state["thresholds"]
         print(f"Continuing after {self.done}", flush=True)
@@ -467,6 +479,8 @@ class Training:
 
 def export(training: Training, listing: Path, out: Path) -> None:
     """Write the best checkpoint as a bundle, in fp16, with what it was trained on and how it validated."""
+    if not (training.folder / "best.pt").is_file():
+        raise RuntimeError(f"{training.folder} has no checkpoint of the joint stage yet; train first")
     state = torch.load(training.folder / "best.pt", weights_only=True)
     bundle = training.bundle
     bundle.load_state_dict(state["models"])
@@ -489,6 +503,7 @@ def export(training: Training, listing: Path, out: Path) -> None:
             "kind": "tiny",
             "trained_by": "scripts/photographs.py && scripts/train_tiny.py",
             "iterations": state["done"],
+            "validation_gain_db": round(state["best"] / 3, 3),
             "licences": {"weights": "CC-BY-SA-4.0", "tokenizer": "MIT (CLIP)"},
             "photographs": [{key: entry[key] for key in ("file", "credit", "licence")} for entry in photographs],
         },

@@ -232,9 +232,11 @@ class BundleWriter:
     def __exit__(self, kind: object, *_: object) -> None:
         try:
             if kind is None:
+                old = self._temporary.with_name(f"{self._temporary.name}.old")
                 if self.directory.exists():
-                    shutil.rmtree(self.directory)
+                    os.rename(self.directory, old)  # aside, so that at no moment both are gone
                 os.rename(self._temporary, self.directory)
+                shutil.rmtree(old, ignore_errors=True)
         finally:
             shutil.rmtree(self._temporary, ignore_errors=True)
 
@@ -280,7 +282,7 @@ def save(
             parts.tagger.model.config,
             stored_tensors(parts.tagger.model),
             "".join(f"{tag}\n" for tag in parts.tagger.tags),
-            "".join(f"{value!r}\n" for value in parts.tagger.thresholds.tolist()),
+            "".join(f"{value:.6g}\n" for value in parts.tagger.thresholds.tolist()),
         )
         writer.json("scheduler/scheduler_config.json", {"_class_name": "DDPMScheduler", **_plain(parts.scheduler)})
         source = Path(parts.tokenizer.name_or_path)

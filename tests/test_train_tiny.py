@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from train_tiny import Photographs, Plan, Training, export
+from train_tiny import Batch, Photographs, Plan, Training, export
 from transformers import CLIPTokenizer
 
 from seesr.pipeline import SeeSR
@@ -38,6 +38,18 @@ def training(listing: Path, folder: Path, tokenizer: CLIPTokenizer, **iterations
     return Training(plan, train, validate, tokenizer, folder)
 
 
+def interrupt(run: Training, stage: str, after: int) -> None:
+    """Let `run` stop as by Ctrl-C when it fetches the batch behind iteration `after` of `stage`."""
+    fetch = run.train.batch
+
+    def batch(random: np.random.Generator, size: int, count: int) -> Batch:
+        if run.running == stage and run.done[stage] == after:
+            raise KeyboardInterrupt
+        return fetch(random, size, count)
+
+    run.train.batch = batch  # type: ignore[method-assign]
+
+
 def test_it_trains_resumes_and_exports(listing: Path, tiny_bundle: Path, tmp_path: Path) -> None:
     tokenizer = CLIPTokenizer.from_pretrained(tiny_bundle / "tokenizer", local_files_only=True)
     whole = training(listing, tmp_path / "whole", tokenizer, vae=4, tagger=3, joint=4)
@@ -54,12 +66,35 @@ def test_it_trains_resumes_and_exports(listing: Path, tiny_bundle: Path, tmp_pat
     for name, parameter in whole.bundle.named_parameters():
         torch.testing.assert_close(parameter, theirs[name], msg=name)
 
+    # Interrupted in the middle of a stage: optimizer and running average come back from the checkpoint.
+    for stage, found in (("vae", (2, 0, 0)), ("joint", (4, 3, 2))):
+        folder = tmp_path / stage
+        broken = training(listing, folder, tokenizer, vae=4, tagger=3, joint=4, report=2)
+        interrupt(broken, stage, after=3)
+        with pytest.raises(KeyboardInterrupt):
+            broken.run()
+        third = training(listing, folder, tokenizer, vae=4, tagger=3, joint=4, report=2)
+        assert tuple(third.done.values()) == found
+        third.run()
+        theirs = dict(third.bundle.named_parameters())
+        for name, parameter in whole.bundle.named_parameters():
+            torch.testing.assert_close(parameter, theirs[name], msg=name)
+
+    with pytest.raises(RuntimeError, match="is 4 iterations into vae, 2 were asked for"):
+        training(listing, tmp_path / "whole", tokenizer, vae=2, tagger=3, joint=4).run()
+
     export(whole, listing, tmp_path / "bundle")
     about = json.loads((tmp_path / "bundle/bundle.json").read_text())
     assert [entry["file"] for entry in about["photographs"]] == ["0.png", "1.png"]
     seesr = SeeSR.load(tmp_path / "bundle", device="cpu")
     result = seesr.upscale(Image.new("RGB", (24, 20), (90, 120, 60)), Settings(seed=1))
     assert result.image.size == (96, 80)
+
+
+def test_exporting_without_a_checkpoint_says_what_to_do(listing: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    tokenizer = CLIPTokenizer.from_pretrained(tiny_bundle / "tokenizer", local_files_only=True)
+    with pytest.raises(RuntimeError, match="no checkpoint of the joint stage yet; train first"):
+        export(training(listing, tmp_path / "none", tokenizer, vae=1), listing, tmp_path / "bundle")
 
 
 def test_a_missing_photograph_is_named(listing: Path, tmp_path: Path) -> None:
