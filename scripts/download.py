@@ -14,12 +14,12 @@ import os
 import shutil
 import sys
 import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urljoin
 
 import requests
 from tqdm import tqdm
@@ -28,6 +28,10 @@ ROOT = Path(__file__).resolve().parent.parent
 CHUNK = 1 << 17
 ATTEMPTS = 6
 """Tries in a row without a single new byte before a file is given up."""
+PAUSE = 0.2
+"""Seconds before the first new try; each further one waits twice as long, 10 at most."""
+
+_stop = threading.Event()  # set by Ctrl-C: running transfers end at their next chunk
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,10 @@ class Lock:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._mutex = threading.Lock()
-        self.entries: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.is_file() else {}
+        try:
+            self.entries: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.is_file() else {}
+        except ValueError as error:
+            raise RuntimeError(f"{path} is not valid JSON ({error}); restore it from git or remove it") from error
 
     def pin(self, source: Source) -> Source:
         """The source with what the lock knows of it; a lock that contradicts the manifest is an error."""
@@ -110,21 +117,47 @@ def look_up(source: Source) -> Source:
     """Ask the hub for what the source does not know yet. The hash of a large file is in its metadata."""
     if source.host != "hub" or (source.revision and source.bytes and source.sha256):
         return source
-    # The commit and the hash stand in the hub's own answer, before it redirects to where the file lies.
-    with requests.head(source.url, headers=authorization(source), timeout=30) as answer:
-        refuse(source, answer.status_code)
-        headers = answer.headers
+    status, headers = head(source)
     etag = (headers.get("X-Linked-ETag") or headers.get("ETag") or "").removeprefix("W/").strip('"')
-    size = headers.get("X-Linked-Size") or (headers.get("Content-Length") if answer.status_code == 200 else None)
+    size = headers.get("X-Linked-Size") or (headers.get("Content-Length") if status == 200 else None)
+    revision = source.revision or headers.get("X-Repo-Commit")
+    if not revision or len(etag) not in (40, 64):
+        raise RuntimeError(f"{source.url} was answered without commit and hash; is HF_ENDPOINT a hub?")
     if source.sha256 and len(etag) == 64 and etag != source.sha256:
         raise RuntimeError(f"{source.key} has sha256 {etag} on the hub, {source.sha256} was wanted; the file changed")
     return replace(
         source,
-        revision=source.revision or headers.get("X-Repo-Commit"),
+        revision=revision,
         bytes=source.bytes or (int(size) if size else None),
         sha256=source.sha256 or (etag if len(etag) == 64 else None),
         git_sha1=etag if len(etag) == 40 else None,
     )
+
+
+def head(source: Source) -> tuple[int, Mapping[str, str]]:
+    """Status and headers of the hub's own answer: commit and hash stand there, before it redirects to the file."""
+    headers = authorization(source) | {"Accept-Encoding": "identity"}
+    url, reason = source.url, "too many redirects"
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            with requests.head(url, headers=headers, timeout=30) as answer:
+                refuse(source, answer.status_code)
+                moved = answer.headers.get("Location", "")
+                if answer.is_redirect and moved.startswith("/"):  # a renamed repository, on the same host
+                    url = urljoin(url, moved)
+                    continue
+                if answer.status_code < 400:
+                    return answer.status_code, answer.headers
+                reason = f"HTTP {answer.status_code}"
+        except requests.RequestException as error:
+            reason = type(error).__name__
+        pause(attempt)
+    raise RuntimeError(f"{source.url} can't be reached ({reason}); check the connection and run this again")
+
+
+def pause(failures: int) -> None:
+    if _stop.wait(min(PAUSE * 2**failures, 10)):
+        raise RuntimeError("interrupted; what came so far is kept")
 
 
 def refuse(source: Source, status: int) -> None:
@@ -165,6 +198,7 @@ def fetch(source: Source, path: Path, position: int) -> Source:
 def receive(source: Source, part: Path, bar: Any) -> None:
     """Append to `part` until it has all bytes, over as many connections as it takes."""
     failures = 0
+    reason = "the connection ends early"
     while True:
         have = part.stat().st_size if part.is_file() else 0
         if source.bytes is not None and have == source.bytes:
@@ -176,14 +210,20 @@ def receive(source: Source, part: Path, bar: Any) -> None:
             if connect(source, part, have, bar):
                 return
         except requests.RequestException as error:
-            came = (part.stat().st_size if part.is_file() else 0) > have
-            failures = 0 if came else failures + 1
-            if failures >= ATTEMPTS:
-                raise RuntimeError(
-                    f"{source.url} can't be reached ({type(error).__name__}); check the connection and run this again, "
-                    "what came so far is kept"
-                ) from error
-            time.sleep(min(0.2 * 2**failures, 10))
+            reason = type(error).__name__
+        now = part.stat().st_size if part.is_file() else 0
+        if source.bytes is not None and now > source.bytes:
+            part.unlink()
+            reason = f"it sends {now} bytes, {source.bytes} were wanted"
+            now = 0
+        failures = 0 if now > have else failures + 1
+        if failures >= ATTEMPTS:
+            raise RuntimeError(
+                f"{source.url} can't be brought ({reason}); check the connection and run this again, "
+                "what came so far is kept"
+            )
+        if now != source.bytes:
+            pause(failures)
 
 
 def connect(source: Source, part: Path, have: int, bar: Any) -> bool:
@@ -202,6 +242,8 @@ def connect(source: Source, part: Path, have: int, bar: Any) -> bool:
         bar.n = have if answer.status_code == 206 else 0
         with part.open("ab" if answer.status_code == 206 else "wb") as file:
             for chunk in answer.iter_content(CHUNK):
+                if _stop.is_set():
+                    raise RuntimeError("interrupted; what came so far is kept")
                 file.write(chunk)
                 bar.update(len(chunk))
         return source.bytes is None
@@ -228,36 +270,67 @@ def git_sha1(path: Path) -> str:
 
 def download(manifest: Path, out: Path, jobs: int) -> list[str]:
     """Bring all files of `manifest` to `out`; return one sentence per file that could not be brought."""
-    lock = Lock(manifest.with_suffix(".lock.json"))
+    _stop.clear()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = Lock(manifest.with_suffix(".lock.json"))
+        sources = [lock.pin(source) for source in read_manifest(manifest)]
+    except (RuntimeError, OSError) as error:
+        return [str(error)]
 
-    def one(number: int, source: Source) -> str | None:
+    def prepare(source: Source) -> Source | str | None:
+        """What is still to bring, with all that the hub knows of it; None for what is there, a sentence for a fault."""
         path = out / source.local
         try:
-            source = lock.pin(source)
             if path.is_file() and source.sha256 and digest(path) == source.sha256:
                 return None
-            source = look_up(source)
-            need = source.bytes or 0
-            if shutil.disk_usage(out).free < need:
-                raise RuntimeError(
-                    f"{source.key} needs {need / 1e9:.2f} GB, the disk of {out} has less left; free some or use --out"
-                )
-            lock.write(fetch(source, path, number % jobs))
-            tqdm.write(f"{source.key}  {path.stat().st_size / 1e6:.1f} MB")
-        except requests.RequestException as error:
-            return f"{source.url} can't be reached ({type(error).__name__}); check the connection and run this again"
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
-                raise
-            return f"{source.key} does not fit on the disk of {out}; free some space or use --out, and run this again"
+            return look_up(source)
         except RuntimeError as error:
             return str(error)
+
+    def bring(number: int, source: Source) -> str | None:
+        try:
+            lock.write(fetch(source, out / source.local, number % jobs))
+            tqdm.write(f"{source.key}  {(out / source.local).stat().st_size / 1e6:.1f} MB")
+        except RuntimeError as error:
+            return str(error)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+                return f"{source.key} can't be written to {out / source.local} ({error.strerror}); use another --out"
+            return f"{source.key} does not fit on the disk of {out}; free some space or use --out, and run this again"
         return None
 
-    out.mkdir(parents=True, exist_ok=True)
-    sources = read_manifest(manifest)
     with ThreadPoolExecutor(jobs) as pool:
-        return [fault for fault in pool.map(one, range(len(sources)), sources) if fault]
+        try:
+            found = list(pool.map(prepare, one_commit(sources)))
+            missing = [source for source in found if isinstance(source, Source)]
+            faults = [fault for fault in found if isinstance(fault, str)]
+            if short := missing_space(missing, out):
+                return [*faults, short]
+            return faults + [fault for fault in pool.map(bring, range(len(missing)), missing) if fault]
+        except KeyboardInterrupt:
+            _stop.set()
+            pool.shutdown(cancel_futures=True)
+            return ["interrupted; what came so far is kept"]
+
+
+def one_commit(sources: list[Source]) -> list[Source]:
+    """The same revision for all files of a repository, so that they belong together."""
+    known: dict[str, str | None] = {source.repository: source.revision for source in sources if source.revision}
+    for source in sources:
+        if source.repository not in known:
+            with contextlib.suppress(RuntimeError):  # said for this file by `prepare`; another may still tell
+                known[source.repository] = look_up(source).revision
+    return [replace(source, revision=source.revision or known.get(source.repository)) for source in sources]
+
+
+def missing_space(sources: list[Source], out: Path) -> str | None:
+    parts = [out / source.local.with_name(source.local.name + ".part") for source in sources]
+    have = sum(part.stat().st_size for part in parts if part.is_file())
+    need, free = sum(source.bytes or 0 for source in sources) - have, shutil.disk_usage(out).free
+    if need <= free:
+        return None
+    return f"{need / 1e9:.1f} GB are still to come, the disk of {out} has {free / 1e9:.1f} GB; free some or use --out"
 
 
 def main() -> None:

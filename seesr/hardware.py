@@ -37,7 +37,15 @@ GPUS = {
     "h100": Profile("h100", 80, torch.float16, latent_tile=320, tile_batch=2, vae_tile=256),
 }
 
-_CARDS = {"T4": "t4", "V100": "v100", "A40": "a40-large", "L40S": "l40s", "A100": "a100-large", "H100": "h100"}
+_CARDS = {
+    "T4": "t4",
+    "V100": "v100",
+    "A40": "a40-large",
+    "L40S": "l40s",
+    "A100": "a100-large",
+    "H100": "h100",
+    "H200": "h100",
+}
 
 
 def device() -> str:

@@ -22,6 +22,8 @@ MAX_PIXELS = 64_000_000
 
 WEBP_SIDE = 16383
 JPEG_SIDE = 65500
+JPEG_EXIF = 65500
+"""Bytes of EXIF that fit into one JPEG segment."""
 
 _ORIENTATION = 0x0112
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
@@ -148,7 +150,9 @@ def save_image(picture: Picture, upscaled: Image.Image, path: str | Path, settin
             "subsampling": 0 if settings.output_quality >= 90 else 2,
         },
     }[kind]
-    if picture.exif:
+    if picture.exif and kind == "jpg" and len(picture.exif) > JPEG_EXIF:
+        log.warning("The EXIF data is longer than a JPEG can hold and is left out.")
+    elif picture.exif:
         options["exif"] = picture.exif
     path = Path(path)
     handle, name = tempfile.mkstemp(suffix=path.suffix, dir=path.parent)

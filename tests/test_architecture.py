@@ -74,7 +74,7 @@ def test_arrows_point_down(path: Path) -> None:
         ("PIL", {"seesr.images"}),
         ("xformers", set()),
         ("safetensors", {"seesr.weights", "scripts.convert"}),
-        ("urllib", {"scripts.cog_server"}),
+        ("urllib", {"scripts.cog_server", "scripts.download"}),
         ("requests", {"scripts.download"}),
         ("huggingface_hub", set()),
     ],

@@ -26,6 +26,7 @@ class Hub:
         self.files = {"big.safetensors": LARGE, "config.json": SMALL}
         self.cuts: dict[str, int] = {}
         self.status: dict[str, int] = {}
+        self.head_status = 200
         self.requests: list[tuple[str, str, str | None, str | None]] = []
         self.store = self._serve(redirect=False)
         self.front = self._serve(redirect=True)
@@ -48,7 +49,7 @@ class Hub:
                 where = "front" if redirect else "store"
                 hub.requests.append((where, self.command, self.headers["Authorization"], self.headers["Range"]))
                 content = hub.files.get(name)
-                status = hub.status.get(name, 404 if content is None else 200)
+                status = hub.status.get(name, 404 if content is None else 200 if body else hub.head_status)
                 if status >= 400 or content is None:
                     self.send_response(status)
                     self.send_header("Content-Length", "0")
@@ -96,6 +97,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     monkeypatch.setenv("HF_ENDPOINT", hub.url)
     monkeypatch.setenv("SEESR_GITHUB_ENDPOINT", hub.url)
     monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr("download.PAUSE", 0.001)
     yield hub
     hub.front.shutdown()
     hub.store.shutdown()
@@ -219,9 +221,39 @@ def test_the_token_goes_to_the_hub_and_nowhere_else(
 
 def test_no_hub_is_one_sentence(manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("download.PAUSE", 0.001)
     faults = download(manifest, tmp_path / "out", 1)
     assert len(faults) == 2
     assert all("can't be reached (ConnectionError); check the connection" in fault for fault in faults)
+
+
+@pytest.mark.parametrize("size", [len(LARGE) - 5, len(LARGE) + 5])
+def test_a_wrong_size_ends_after_some_tries(hub: Hub, tmp_path: Path, size: int) -> None:
+    manifest = write_manifest(tmp_path, names=("big.safetensors",))
+    content = json.loads(manifest.read_text())
+    content["sources"][0]["files"][0]["bytes"] = size
+    manifest.write_text(json.dumps(content))
+    (fault,) = download(manifest, tmp_path / "out", 1)
+    assert "big.safetensors can't be brought" in fault
+    assert hub.bytes_sent_for("store") < 30
+    assert not (tmp_path / "out/x/big.safetensors").exists()
+
+
+def test_without_the_hub_s_metadata_nothing_is_trusted(hub: Hub, manifest: Path, tmp_path: Path) -> None:
+    hub.head_status = 503
+    faults = download(manifest, tmp_path / "out", 1)
+    assert len(faults) == 2
+    assert all("can't be reached (HTTP 503)" in fault for fault in faults)
+    assert not list((tmp_path / "out").rglob("*.safetensors"))
+    assert not (tmp_path / "manifest.lock.json").exists()
+
+
+def test_an_out_that_is_no_folder_and_a_broken_lock_are_sentences(hub: Hub, manifest: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert "file" in download(manifest, tmp_path / "file", 1)[0]
+    (tmp_path / "manifest.lock.json").write_text("{")
+    (fault,) = download(manifest, tmp_path / "out", 1)
+    assert "manifest.lock.json is not valid JSON" in fault
 
 
 def test_a_full_disk_is_one_sentence(hub: Hub, manifest: Path, tmp_path: Path) -> None:
