@@ -308,8 +308,14 @@ class SeeSR:
             yield from output.split(1)
 
     def _pad(self, picture: Tensor) -> Tensor:
-        """(1, 3, H, W) -> (1, 3, H', W'), grown right and down by its edge pixels to multiples of `factor`"""
-        bottom, right = (-side % self.factor for side in picture.shape[2:])
+        """(1, 3, H, W) -> (1, 3, H', W'), grown right and down by its edge pixels
+
+        to multiples of `factor`, and to the bundle's process size where a long thin picture was not enlarged so far.
+        """
+        wanted = (max(side, self.parts.process_size) for side in picture.shape[2:])
+        bottom, right = (
+            -(-to // self.factor) * self.factor - side for to, side in zip(wanted, picture.shape[2:], strict=True)
+        )
         return F.pad(picture, (0, right, 0, bottom), mode="replicate")
 
 
@@ -323,8 +329,8 @@ def working_size(size: tuple[int, int], scale: float, process_size: int) -> tupl
     """(height, width) of the input -> the target (height, width) and the size to work at.
 
     The target is round(scale * side). Both are the same unless the target's short side is below `process_size`; then
-    the working picture is larger by one factor, but no longer than 8 * `process_size` or the target itself. Raises
-    ValueError for a target of more than MAX_OUTPUT_PIXELS.
+    the working picture is larger by one factor, but no longer than 8 * `process_size` or the target itself (what a
+    long thin picture's short side then lacks is padded). Raises ValueError for a target of more than MAX_OUTPUT_PIXELS.
     """
     target = (max(1, round(scale * size[0])), max(1, round(scale * size[1])))
     if target[0] * target[1] > MAX_OUTPUT_PIXELS:

@@ -1,138 +1,345 @@
-"""Encode and decode in tiles, equal to the untiled VAE: only the workspace of a layer shrinks, never its view.
+"""Encode and decode in tiles that no seam betrays: each reads all the pixels its convolutions reach, and shares one
+set of GroupNorm statistics.
 
-The reference's tiles see only themselves: their GroupNorm statistics leave out how tiles differ, their attention is
-local and their halos are shorter than the convolutions reach, so its tiled pictures differ from its untiled ones.
-Here a network is a list of layers over whole feature maps; a layer's convolutions run tile by tile with exactly the
-border pixels they reach, GroupNorm uses the statistics of the whole map, and attention sees all of it.
+The reference's tiles see only themselves: their statistics leave out how tiles differ, their attention is local and
+their halos are shorter than the convolutions reach, so its tiled pictures differ from its untiled ones. Here a tile
+starts with exactly the border that its convolutions use up, attention sees the whole latent, and at every GroupNorm
+the tiles wait for each other and pool their statistics. Where not all waiting tiles fit into memory, an evenly spread
+sample of them settles the statistics and the others follow one by one.
 """
 
 import itertools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+WHOLE_ATTENTION = 512 * 512
+"""Latent pixels up to which every one attends to every other; beyond it the keys are a regular sample of as many."""
 
-def encode(vae: Any, image: Tensor, tile: int = 0) -> Tensor:
+Span = tuple[int, int]
+Statistics = tuple[Tensor, Tensor]
+"""Variance and mean of each group, (B, groups) each, float32."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A tile between two layers: `hidden` (B, C, h, w) covers `rows` x `columns` of a map of `size` (H, W).
+
+    `core` is what the tile answers for, rows and columns, in pixels of the same map.
+    """
+
+    hidden: Tensor
+    rows: Span
+    columns: Span
+    size: tuple[int, int]
+    core: tuple[Span, Span]
+
+    def crop(self, rows: Span, columns: Span) -> Tensor:
+        top, left = self.rows[0], self.columns[0]
+        return self.hidden[:, :, rows[0] - top : rows[1] - top, columns[0] - left : columns[1] - left]
+
+
+Wait = Generator[Callable[[], Statistics], Statistics, Piece]
+"""A tile under way: it yields how to measure its share of a GroupNorm's statistics and is sent the pooled ones."""
+
+
+def encode(vae: Any, image: Tensor, tile: int = 0, together: int | None = None) -> Tensor:
     """(B, 3, H, W) in [-1, 1] -> posterior moments (B, 2C, h, w): mean and log variance, in the VAE's dtype
 
-    `tile` is in latent pixels; 0, or a tile that holds the latent, runs the VAE's own encoder. H and W must be
+    `tile` is in latent pixels; 0, or a tile that holds the latent, runs the VAE's own encoder. `together` is how
+    many tiles at most settle the statistics; None means all, which equals the untiled encoder. H and W must be
     multiples of the VAE's factor.
     """
     encoder = vae.encoder
     factor = 2 ** (len(vae.config["block_out_channels"]) - 1)
-    if tile == 0 or tile * factor >= max(image.shape[2:]):
+    size = (image.shape[2] // factor, image.shape[3] // factor)
+    if tile == 0 or tile >= max(size):
         moments = encoder(image)
     else:
-        hidden = _convolve(encoder.conv_in, image, tile * factor)
-        for block in encoder.down_blocks:
-            side = max(1, tile * factor * hidden.shape[2] // image.shape[2])
-            for resnet in block.resnets:
-                hidden = _resnet(resnet, hidden, side)
-            for downsampler in block.downsamplers or ():
-                # Diffusers pads an asymmetric (0, 1, 0, 1) before its unpadded stride-2 convolution.
-                hidden = _convolve(downsampler.conv, hidden, side // 2, after=(0, 1))
-        hidden = encoder.mid_block(hidden)
-        hidden = F.silu(encoder.conv_norm_out(hidden))
+        width = vae.config["block_out_channels"][-1]
+        hidden = image.new_empty(image.shape[0], width, *size)
+        layers = ["conv", *_layers(encoder.down_blocks)]
+        _run(lambda core: _encode_tile(encoder, _cut(image, core, factor, layers)), hidden, size, tile, together)
+        hidden = _middle(encoder.mid_block, hidden)
+        hidden = F.silu(encoder.conv_norm_out(hidden), inplace=True)
         moments = encoder.conv_out(hidden)
     return moments if vae.quant_conv is None else vae.quant_conv(moments)
 
 
-def decode(vae: Any, latent: Tensor, tile: int = 0) -> Tensor:
+def decode(vae: Any, latent: Tensor, tile: int = 0, together: int | None = None) -> Tensor:
     """(B, C, h, w), unscaled -> (B, 3, H, W) in about [-1, 1], in the VAE's dtype
 
-    `tile` is in latent pixels; 0, or a tile that holds the latent, runs the VAE's own decoder.
+    `tile` and `together` as for `encode`.
     """
     decoder = vae.decoder
     latent = latent if vae.post_quant_conv is None else vae.post_quant_conv(latent)
-    if tile == 0 or tile >= max(latent.shape[2:]):
+    size = (latent.shape[2], latent.shape[3])
+    if tile == 0 or tile >= max(size):
         return decoder(latent)
-    hidden = decoder.mid_block(decoder.conv_in(latent))
-    for block in decoder.up_blocks:
-        side = tile * hidden.shape[2] // latent.shape[2]
+    factor = 2 ** (len(vae.config["block_out_channels"]) - 1)
+    hidden = _middle(decoder.mid_block, decoder.conv_in(latent))
+    result = latent.new_empty(latent.shape[0], 3, size[0] * factor, size[1] * factor)
+    layers = [*_layers(decoder.up_blocks), "conv"]
+    _run(lambda core: _decode_tile(decoder, _cut(hidden, core, 1, layers)), result, size, tile, together)
+    return result
+
+
+def tile_count(size: tuple[int, int], tile: int) -> int:
+    """Tiles over a latent of `size` (height, width); 1 where one holds it all."""
+    return 1 if tile == 0 else math.prod(len(_spans(length, tile)) for length in size)
+
+
+def _encode_tile(encoder: Any, piece: Piece) -> Wait:
+    piece = _convolve(encoder.conv_in, piece)
+    for block in encoder.down_blocks:
         for resnet in block.resnets:
-            hidden = _resnet(resnet, hidden, side)
+            piece = yield from _resnet(resnet, piece)
+        for downsampler in block.downsamplers or ():
+            piece = _downsample(downsampler.conv, piece)
+    return piece
+
+
+def _decode_tile(decoder: Any, piece: Piece) -> Wait:
+    for block in decoder.up_blocks:
+        for resnet in block.resnets:
+            piece = yield from _resnet(resnet, piece)
         for upsampler in block.upsamplers or ():
-            hidden = _upsample(upsampler.conv, hidden, side)
-    side = tile * hidden.shape[2] // latent.shape[2]
-    return _convolve(decoder.conv_out, hidden, side, before=_norm_and_silu(decoder.conv_norm_out, hidden))
+            piece = _upsample(upsampler.conv, piece)
+    statistics = yield lambda: _measure(decoder.conv_norm_out, piece)
+    return _convolve(decoder.conv_out, piece, (decoder.conv_norm_out, statistics))
 
 
-def _resnet(block: Any, hidden: Tensor, side: int) -> Tensor:
-    """A ResnetBlock2D without time embedding, over a whole map, its convolutions in tiles of `side`."""
-    inner = _convolve(block.conv1, hidden, side, before=_norm_and_silu(block.norm1, hidden))
-    inner = _convolve(block.conv2, inner, side, before=_norm_and_silu(block.norm2, inner))
+def _resnet(block: Any, piece: Piece) -> Wait:
+    """A ResnetBlock2D without time embedding."""
+    statistics = yield lambda: _measure(block.norm1, piece)
+    inner = _convolve(block.conv1, piece, (block.norm1, statistics))
+    statistics = yield lambda: _measure(block.norm2, inner)
+    inner = _convolve(block.conv2, inner, (block.norm2, statistics))
+    skip = piece.crop(inner.rows, inner.columns)
     if block.conv_shortcut is not None:
-        hidden = _convolve(block.conv_shortcut, hidden, side)
-    inner.add_(hidden)
-    return inner.div_(block.output_scale_factor) if block.output_scale_factor != 1 else inner
+        skip = block.conv_shortcut(skip)
+    inner.hidden.add_(skip)
+    if block.output_scale_factor != 1:
+        inner.hidden.div_(block.output_scale_factor)
+    return inner
 
 
-def _norm_and_silu(norm: nn.GroupNorm, hidden: Tensor) -> Callable[[Tensor], Tensor]:
-    """GroupNorm with the statistics of all of `hidden` (B, C, H, W), then SiLU, as a function of a part of it."""
-    grouped = hidden.unflatten(1, (norm.num_groups, -1))
-    # One group at a time, so that the float32 copy stays small; var_mean is stable where sums of squares are not.
-    pairs = [torch.var_mean(grouped[:, g].float(), dim=(1, 2, 3), correction=0) for g in range(norm.num_groups)]
-    variance, mean = (torch.stack(values, dim=1) for values in zip(*pairs, strict=True))  # (B, groups)
-    per_group = norm.num_channels // norm.num_groups
-    scale = (variance + norm.eps).rsqrt().repeat_interleave(per_group, dim=1) * norm.weight.float()
-    mean, scale = mean.repeat_interleave(per_group, dim=1)[:, :, None, None], scale[:, :, None, None]
-    bias = norm.bias.float()[:, None, None]
-    return lambda part: F.silu(torch.addcmul(bias, part.float() - mean, scale).to(part.dtype))
+def _run(
+    start: Callable[[tuple[Span, Span]], Wait], result: Tensor, size: tuple[int, int], tile: int, together: int | None
+) -> None:
+    """Run the tiles of a latent of `size` and put their cores into `result`; a sample settles the statistics.
 
-
-def _convolve(
-    conv: Any,
-    hidden: Tensor,
-    side: int,
-    before: Callable[[Tensor], Tensor] | None = None,
-    after: tuple[int, int] | None = None,
-) -> Tensor:
-    """A convolution over (B, C, H, W) in output tiles of `side`, each reading exactly the input it reaches.
-
-    Zeros stand only around the whole map: conv.padding on all sides, or `after` (left/top, right/bottom). `before`
-    is applied to each tile's input pixels (not to the zeros).
+    `start` takes a core, rows and columns in latent pixels.
     """
-    first, last = after or (conv.padding[0], conv.padding[0])
-    kernel, stride = conv.kernel_size[0], conv.stride[0]
-    height, width = ((length + first + last - kernel) // stride + 1 for length in hidden.shape[2:])
-    result = hidden.new_empty(hidden.shape[0], conv.out_channels, height, width)
-    for rows in _spans(height, side):
-        top, bottom, pad_top, pad_bottom = _reach(rows, hidden.shape[2], kernel, stride, first)
-        for columns in _spans(width, side):
-            left, right, pad_left, pad_right = _reach(columns, hidden.shape[3], kernel, stride, first)
-            part = hidden[:, :, top:bottom, left:right]
-            part = F.pad(before(part) if before else part, (pad_left, pad_right, pad_top, pad_bottom))
-            result[:, :, rows[0] : rows[1], columns[0] : columns[1]] = F.conv2d(part, conv.weight, conv.bias, stride)
-    return result
+    rows, columns = (_spans(length, tile) for length in size)
+    cores = list(itertools.product(rows, columns))
+    sample = _spread(len(rows), len(columns), together)
+    settled: list[Statistics] = []
+    for piece in _in_step([start(cores[number]) for number in sample], settled):
+        _place(piece, result)
+    for number in sorted(set(range(len(cores))) - set(sample)):
+        _place(_alone(start(cores[number]), settled), result)
 
 
-def _upsample(conv: Any, hidden: Tensor, side: int) -> Tensor:
-    """Nearest-neighbour doubling and its 3x3 convolution, the doubled map only ever existing in tiles."""
-    height, width = hidden.shape[2:]
-    result = hidden.new_empty(hidden.shape[0], conv.out_channels, 2 * height, 2 * width)
-    for top, bottom in _spans(height, side):
-        for left, right in _spans(width, side):
-            up, down = min(1, top), min(1, height - bottom)
-            before, behind = min(1, left), min(1, width - right)
-            part = hidden[:, :, top - up : bottom + down, left - before : right + behind]
-            part = F.conv2d(F.interpolate(part, scale_factor=2.0, mode="nearest"), conv.weight, conv.bias, padding=1)
-            result[:, :, 2 * top : 2 * bottom, 2 * left : 2 * right] = part[
-                :, :, 2 * up : 2 * (up + bottom - top), 2 * before : 2 * (before + right - left)
-            ]
-    return result
+def _in_step(tiles: list[Wait], settled: list[Statistics]) -> Iterator[Piece]:
+    """Take all tiles from one GroupNorm to the next; `settled` collects the statistics that they pool there."""
+    statistics: Statistics | None = None
+    while True:
+        waiting = []
+        for tile in tiles:
+            found = _advance(tile, statistics)
+            if isinstance(found, Piece):
+                yield found
+            else:
+                waiting.append(found())
+        if not waiting:
+            return
+        statistics = _pool(waiting)
+        settled.append(statistics)
 
 
-def _spans(length: int, side: int) -> list[tuple[int, int]]:
+def _alone(tile: Wait, settled: list[Statistics]) -> Piece:
+    found = _advance(tile, None)
+    for statistics in settled:
+        found = _advance(tile, statistics)
+    assert isinstance(found, Piece)
+    return found
+
+
+def _advance(tile: Wait, statistics: Statistics | None) -> Piece | Callable[[], Statistics]:
+    """To the tile's next GroupNorm, or to its end."""
+    try:
+        return next(tile) if statistics is None else tile.send(statistics)
+    except StopIteration as stop:
+        return stop.value
+
+
+def _spread(rows: int, columns: int, count: int | None) -> list[int]:
+    """`count` tiles of a grid (None or too many: all), spread evenly by the R2 sequence (Roberts 2018)."""
+    if count is None or count >= rows * columns:
+        return list(range(rows * columns))
+    chosen: dict[int, None] = {}
+    for i in itertools.count(1):
+        y, x = (i / 1.32471795724 + 0.5) % 1, (i / 1.32471795724**2 + 0.5) % 1
+        chosen[int(y * rows) * columns + int(x * columns)] = None
+        if len(chosen) == max(1, count):
+            break
+    return sorted(chosen)
+
+
+def _measure(norm: nn.GroupNorm, piece: Piece) -> Statistics:
+    """Variance and mean of the tile's core, each (B, groups + 1): the last column counts the values."""
+    part = piece.crop(*piece.core).unflatten(1, (norm.num_groups, -1))
+    # A few groups at a time, so that the float32 copy stays small; var_mean is stable where sums of squares are not.
+    step = max(1, norm.num_groups // 8)
+    pairs = [torch.var_mean(some.float(), dim=(2, 3, 4), correction=0) for some in part.split(step, dim=1)]
+    count = part.new_full((len(part), 1), part[0, 0].numel(), dtype=torch.float32)
+    variance, mean = (torch.cat([*values, count], dim=1) for values in zip(*pairs, strict=True))
+    return variance, mean
+
+
+def _pool(parts: list[Statistics]) -> Statistics:
+    """What `_measure` found in several tiles -> variance and mean of them all, (B, groups) each"""
+    variances, means = (torch.stack(values).double() for values in zip(*parts, strict=True))
+    share = variances[:, :, -1:] / variances[:, :, -1:].sum(0)
+    variances, means = variances[:, :, :-1], means[:, :, :-1]
+    mean = (share * means).sum(0)
+    variance = (share * (variances + (means - mean).square())).sum(0)
+    return variance.float(), mean.float()
+
+
+def _normalize(norm: nn.GroupNorm, statistics: Statistics, hidden: Tensor) -> Tensor:
+    """GroupNorm of (B, C, h, w) with given statistics, then SiLU; computed in float32, rounded once."""
+    batch, channels = hidden.shape[:2]
+    variance, mean = (values.repeat_interleave(channels // norm.num_groups, dim=1).flatten() for values in statistics)
+    weight, bias = (values.float().repeat(batch) for values in (norm.weight, norm.bias))
+    flat = hidden.reshape(1, batch * channels, *hidden.shape[2:])
+    return F.silu(F.batch_norm(flat, mean, variance, weight, bias, eps=norm.eps), inplace=True).view(hidden.shape)
+
+
+def _convolve(conv: Any, piece: Piece, norm: tuple[nn.GroupNorm, Statistics] | None = None) -> Piece:
+    """A 3x3 convolution, of `piece` behind `norm` and SiLU where that is given: it uses up one pixel on every side
+    but the map's own, where zeros stand."""
+    rows, columns = (
+        _shrunk(span, length) for span, length in zip((piece.rows, piece.columns), piece.size, strict=True)
+    )
+    hidden = piece.hidden if norm is None else _normalize(*norm, piece.hidden)
+    edges = [1 if at else 0 for at in _touching(piece)]
+    if any(edges):
+        hidden = F.pad(hidden, edges)
+    return replace(piece, hidden=F.conv2d(hidden, conv.weight, conv.bias), rows=rows, columns=columns)
+
+
+def _downsample(conv: Any, piece: Piece) -> Piece:
+    """Diffusers' halving: zeros right and below the whole map only, then a 3x3 convolution of stride 2."""
+    size = (piece.size[0] // 2, piece.size[1] // 2)
+    rows, columns = (
+        ((span[0] + 1) // 2, length if span[1] == 2 * length else (span[1] - 1) // 2)
+        for span, length in zip((piece.rows, piece.columns), size, strict=True)
+    )
+    hidden = piece.hidden[:, :, rows[0] * 2 - piece.rows[0] :, columns[0] * 2 - piece.columns[0] :]
+    hidden = F.pad(hidden, (0, int(columns[1] == size[1]), 0, int(rows[1] == size[0])))
+    core = tuple((a // 2, b // 2) for a, b in piece.core)
+    return Piece(F.conv2d(hidden, conv.weight, conv.bias, stride=2), rows, columns, size, core)  # type: ignore[arg-type]
+
+
+def _upsample(conv: Any, piece: Piece) -> Piece:
+    """Nearest-neighbour doubling and its 3x3 convolution."""
+    rows, columns, size = ((2 * a, 2 * b) for a, b in (piece.rows, piece.columns, piece.size))
+    core = tuple((2 * a, 2 * b) for a, b in piece.core)
+    doubled = F.interpolate(piece.hidden, scale_factor=2.0, mode="nearest")
+    return _convolve(conv, Piece(doubled, rows, columns, size, core))  # type: ignore[arg-type]
+
+
+def _middle(block: Any, hidden: Tensor) -> Tensor:
+    """The middle block over a whole latent-sized map; beyond WHOLE_ATTENTION with a sample of the keys."""
+    if hidden.shape[2] * hidden.shape[3] <= WHOLE_ATTENTION:
+        return block(hidden)
+    hidden = block.resnets[0](hidden, None)
+    for attention, resnet in zip(block.attentions, block.resnets[1:], strict=True):
+        if attention is not None:
+            hidden = _sampled_attention(attention, hidden)
+        hidden = resnet(hidden, None)
+    return hidden
+
+
+def _sampled_attention(attention: Any, hidden: Tensor) -> Tensor:
+    """Self-attention of all pixels to every n-th row and column of them, which says nearly the same."""
+    stride = math.ceil(math.sqrt(hidden.shape[2] * hidden.shape[3] / WHOLE_ATTENTION))
+    inner = attention.group_norm(hidden.flatten(2)).unflatten(2, hidden.shape[2:])
+    sample = inner[:, :, stride // 2 :: stride, stride // 2 :: stride].flatten(2).transpose(1, 2)
+    query = attention.to_q(inner.flatten(2).transpose(1, 2))
+    del inner
+    query, key, value = (
+        states.unflatten(2, (attention.heads, -1)).transpose(1, 2)
+        for states in (query, attention.to_k(sample), attention.to_v(sample))
+    )
+    states = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+    states = attention.to_out[0](states).transpose(1, 2).unflatten(2, hidden.shape[2:])
+    if attention.residual_connection:
+        states = states + hidden
+    return states / attention.rescale_output_factor
+
+
+def _layers(blocks: Any) -> list[str]:
+    """What the blocks' layers do to the pixels they read, in order."""
+    layers: list[str] = []
+    for block in blocks:
+        layers += ["conv"] * (2 * len(block.resnets))
+        layers += ["down"] if getattr(block, "downsamplers", None) else []
+        layers += ["up", "conv"] if getattr(block, "upsamplers", None) else []
+    return layers
+
+
+def _cut(source: Tensor, core: tuple[Span, Span], factor: int, layers: Sequence[str]) -> Piece:
+    """What a tile needs of `source` (B, C, H, W), `factor` times the latent, for a core given in latent pixels."""
+    size = (source.shape[2], source.shape[3])
+    inside = tuple((a * factor, b * factor) for a, b in core)
+    rows, columns = (_reach(span, length, layers) for span, length in zip(inside, size, strict=True))
+    return Piece(source[:, :, slice(*rows), slice(*columns)], rows, columns, size, inside)  # type: ignore[arg-type]
+
+
+def _reach(span: Span, length: int, layers: Sequence[str]) -> Span:
+    """The pixels of an axis of `length` that decide those behind `layers` which stand where `span` does."""
+    for layer in layers:
+        if layer != "conv":
+            double = layer == "up"
+            length = length * 2 if double else length // 2
+            span = (span[0] * 2, span[1] * 2) if double else (span[0] // 2, span[1] // 2)
+    for layer in reversed(layers):
+        start, stop = span
+        if layer == "conv":
+            span = (max(0, start - 1), min(length, stop + 1))
+        elif layer == "up":
+            span, length = (start // 2, -(-stop // 2)), length // 2
+        else:
+            length *= 2
+            span = (2 * start, min(length, 2 * stop + 1))
+    return span
+
+
+def _spans(length: int, side: int) -> list[Span]:
     """Even spans of at most `side` that cover range(length)."""
     count = -(-length // max(1, side))
     edges = [round(i * length / count) for i in range(count + 1)]
     return list(itertools.pairwise(edges))
 
 
-def _reach(span: tuple[int, int], length: int, kernel: int, stride: int, pad: int) -> tuple[int, int, int, int]:
-    """Output span -> the input span it reads, inside range(length), and the zeros missing before and behind it."""
-    start, stop = span[0] * stride - pad, (span[1] - 1) * stride - pad + kernel
-    return max(start, 0), min(stop, length), max(-start, 0), max(stop - length, 0)
+def _place(piece: Piece, result: Tensor) -> None:
+    rows, columns = piece.core
+    result[:, :, slice(*rows), slice(*columns)] = piece.crop(rows, columns)
+
+
+def _touching(piece: Piece) -> tuple[bool, bool, bool, bool]:
+    """Whether the tile lies at the map's left, right, top, bottom edge: the order of F.pad."""
+    (top, bottom), (left, right), (height, width) = piece.rows, piece.columns, piece.size
+    return left == 0, right == width, top == 0, bottom == height
+
+
+def _shrunk(span: Span, length: int) -> Span:
+    return span[0] + (span[0] > 0), span[1] - (span[1] < length)

@@ -191,6 +191,20 @@ def test_draws_come_in_order_and_by_name(golden: SeeSR, photograph: Tensor) -> N
     assert result.tiles == 1
 
 
+def test_the_working_picture_is_never_smaller_than_the_process_size(golden: SeeSR) -> None:
+    """A long thin picture is enlarged as far as is sensible and then padded: 4 x 1400 holds no 160 rows."""
+    shapes: list[tuple[int, ...]] = []
+
+    def noise(_: str, shape: tuple[int, ...]) -> Tensor:
+        shapes.append(shape)
+        return torch.zeros(shape)
+
+    picture = images.to_image(torch.rand(1, 3, 1, 350))
+    result = golden.upscale(picture, Settings(num_inference_steps=1, scale_factor=4, latent_tiled_size=32), noise)
+    assert shapes[0] == (1, 4, golden.parts.process_size // 8, 175)
+    assert result.image.size == (1400, 4)
+
+
 def test_guidance_uses_the_negative_prompt_only_above_one(golden: SeeSR) -> None:
     control = LOOP["control_128x192_seed31"].permute(2, 0, 1)[None] / 255
 

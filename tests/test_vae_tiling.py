@@ -69,6 +69,33 @@ def test_other_shapes_of_vae(layers: int) -> None:
 
 
 @torch.inference_mode()
+def test_a_sample_of_tiles_settles_the_statistics(golden: SeeSR) -> None:
+    """The more tiles share in the statistics the nearer to the untiled result; one tile's own are far off."""
+    vae, latent = golden.parts.vae, RECORDED["z"]
+    whole = vae_tiling.decode(vae, latent)
+    apart = [(vae_tiling.decode(vae, latent, 7, count) - whole).abs().mean().item() for count in (1, 16, 47, 48, 99)]
+    assert apart[0] > 4 * apart[1] > 4 * apart[2] > 0
+    assert apart[3] < 1e-5
+    assert apart[4] == apart[3]
+    assert vae_tiling.tile_count((latent.shape[2], latent.shape[3]), 7) == 48
+    assert vae_tiling._spread(6, 8, 5) == sorted(set(vae_tiling._spread(6, 8, 5)))
+
+
+@torch.inference_mode()
+def test_sampled_attention_is_the_whole_one_where_every_key_is_taken(
+    golden: SeeSR, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    middle, hidden = golden.parts.vae.decoder.mid_block, torch.randn(1, 64, 20, 28)
+    exact = middle.attentions[0](hidden)
+    monkeypatch.setattr(vae_tiling, "WHOLE_ATTENTION", 20 * 28)
+    torch.testing.assert_close(vae_tiling._sampled_attention(middle.attentions[0], hidden), exact, atol=1e-6, rtol=0)
+    monkeypatch.setattr(vae_tiling, "WHOLE_ATTENTION", 20 * 28 // 4)
+    sampled = vae_tiling._middle(middle, hidden)
+    assert sampled.shape == hidden.shape
+    assert 0 < (sampled - middle(hidden)).abs().mean() < (hidden - middle(hidden)).abs().mean()
+
+
+@torch.inference_mode()
 def test_statistics_hold_far_from_zero(golden: SeeSR) -> None:
     """A bright flat picture: sums of squares would cancel, the pooled variance must not."""
     image = torch.full((1, 3, 64, 96), 0.999)
