@@ -13,21 +13,24 @@ LEVELS = 5
 """Blurs of the wavelet split: radii 1, 2, 4, 8, 16, so colours are matched over about 60 pixels."""
 
 
-def match_color(image: Tensor, control: Tensor, mode: ColorFix) -> Tensor:
+def match_color(image: Tensor, control: Tensor, mode: ColorFix, strip: int = 2048) -> Tensor:
     """(B, 3, H, W) in [0, 1] twice -> (B, 3, H, W) in [0, 1], float32: `image` with the colours of `control`
 
     "wavelet" keeps the image's detail and takes the control's low frequencies, split by five dilated binomial blurs
     (StableSR's and SeeSR's fix). "dwt" exchanges the approximation band of an orthogonal wavelet transform
     (PyWavelets' db2), which is faster on large pictures. "adain" matches each channel's mean and standard deviation.
-    "none" leaves the image alone. Raises ValueError if the sizes differ.
+    "none" leaves the image alone. `strip` is how many rows the wavelet split takes at a time; it changes the memory
+    that this needs and nothing else. Raises ValueError if the sizes differ.
     """
     if image.shape != control.shape:
         raise ValueError(f"image and control must have one size, got {tuple(image.shape)} and {tuple(control.shape)}")
     image, control = image.float(), control.float()
     if mode == "none":
         return image
-    matched = {"wavelet": _wavelet, "dwt": _dwt, "adain": _adain}[mode](image, control)
-    return matched.clamp(0, 1)
+    matched = (
+        _wavelet(image, control, strip) if mode == "wavelet" else {"dwt": _dwt, "adain": _adain}[mode](image, control)
+    )
+    return matched.clamp_(0, 1)
 
 
 def low_frequencies(image: Tensor, levels: int = LEVELS) -> Tensor:
@@ -41,9 +44,15 @@ def low_frequencies(image: Tensor, levels: int = LEVELS) -> Tensor:
     return image
 
 
-def _wavelet(image: Tensor, control: Tensor) -> Tensor:
+def _wavelet(image: Tensor, control: Tensor, strip: int) -> Tensor:
     # high(image) + low(control), where high = picture - low: by linearity one cascade instead of two.
-    return image + low_frequencies(control - image)
+    matched, height, reach = torch.empty_like(image), image.shape[2], 2**LEVELS - 1
+    for top in range(0, height, strip):
+        first, last = max(0, top - reach), min(height, top + strip + reach)
+        low = low_frequencies(control[:, :, first:last] - image[:, :, first:last])
+        rows = slice(top, min(height, top + strip))
+        torch.add(image[:, :, rows], low[:, :, top - first : rows.stop - first], out=matched[:, :, rows])
+    return matched
 
 
 def _dwt(image: Tensor, control: Tensor) -> Tensor:

@@ -1,11 +1,19 @@
 """What machine this is, and the tiles, batch and precision that fit it. The only place that asks about CUDA."""
 
+import gc
 import importlib.util
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
+from diffusers.models.attention_processor import AttnProcessor2_0
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 log = logging.getLogger(__name__)
 
@@ -99,3 +107,80 @@ def synchronize(device: str) -> None:
     """Wait for the GPU, so that a clock read next means something."""
     if device.startswith("cuda"):
         torch.cuda.synchronize(device)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether `error` says that memory ran out: the GPU's, the CPU allocator's or Python's."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+
+
+def free_cached_memory() -> None:
+    """Give back what nobody holds any more."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def free_memory(device: str) -> int:
+    """Bytes that an upscale may plan with: what is free now, less a tenth that kernels take for themselves."""
+    if device.startswith("cuda"):
+        free, _ = torch.cuda.mem_get_info(device)
+        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    else:
+        free = min(psutil.virtual_memory().available, _cgroup_memory())
+    return int(0.9 * free)
+
+
+def _cgroup_memory(folder: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes left of the container's limit (cgroup v2), its file cache not counted; a very large number without one."""
+    try:
+        limit = (folder / "memory.max").read_text().strip()
+        used = int((folder / "memory.current").read_text())
+        cache = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        return 2**62 if limit == "max" else int(limit) - used + int(cache.get("inactive_file", 0))
+    except (OSError, ValueError):
+        return 2**62
+
+
+@contextmanager
+def as_loaded(*models: Any) -> Iterator[None]:
+    """Within the block the models are as they are."""
+    yield
+
+
+@contextmanager
+def in_float32(*models: Any) -> Iterator[None]:
+    """Within the block the models hold float32 values; half-precision ones come back exactly."""
+    dtypes = [model.dtype for model in models]
+    try:
+        for model in models:
+            model.to(torch.float32)
+        yield
+    finally:
+        for model, dtype in zip(models, dtypes, strict=True):
+            model.to(dtype)
+
+
+@contextmanager
+def attention_in_float32(*models: Any) -> Iterator[None]:
+    """Within the block the models' attention is computed in float32 by torch, whatever computes it otherwise."""
+    processors = [model.attn_processors for model in models]
+    try:
+        for model in models:
+            model.set_attn_processor(AttnProcessor2_0())
+        with _Float32Attention():
+            yield
+    finally:
+        for model, before in zip(models, processors, strict=True):
+            model.set_attn_processor(before)
+
+
+class _Float32Attention(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **(kwargs or {}))
+        dtype = args[0].dtype
+        wide = [value.float() if torch.is_tensor(value) and value.is_floating_point() else value for value in args]
+        return func(*wide, **(kwargs or {})).to(dtype)

@@ -190,5 +190,8 @@ def to_tensor(image: Image.Image) -> Tensor:
 
 def to_image(tensor: Tensor) -> Image.Image:
     """(1, 3, H, W) in [0, 1] -> RGB picture, rounded"""
-    pixels = (tensor[0].clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0)
-    return Image.fromarray(pixels.cpu().numpy())
+    pixels = torch.empty((*tensor.shape[2:], 3), dtype=torch.uint8)
+    for rows in torch.arange(tensor.shape[2]).split(1024):  # a strip at a time: the temporaries stay small
+        part = slice(int(rows[0]), int(rows[-1]) + 1)
+        pixels[part] = (tensor[0, :, part].clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu()
+    return Image.fromarray(pixels.numpy())

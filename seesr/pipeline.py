@@ -3,10 +3,9 @@
 import logging
 import math
 import secrets
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,13 +13,16 @@ import torch
 from diffusers.models.controlnets.controlnet import ControlNetConditioningEmbedding
 from torch import Tensor
 from torch.nn import functional as F
+from tqdm import tqdm
 
 from seesr import hardware, images, vae_tiling, weights
 from seesr.color_fix import match_color
+from seesr.memory import MemoryModel, Plan, VaeTiles
 from seesr.prompts import PromptEncoder
+from seesr.run import Draws, Noise, Run
 from seesr.schedule import Schedule
 from seesr.settings import Settings
-from seesr.tiling import TileGrid, tile_grid
+from seesr.tiling import TileGrid
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -29,28 +31,14 @@ log = logging.getLogger(__name__)
 
 MAX_OUTPUT_PIXELS = 8192 * 8192
 
-Noise = Callable[[str, tuple[int, ...]], Tensor]
-"""`noise(name, shape)` -> standard normal float32; names are "init", "vae", "step0", "step1", ..."""
-
-
-@dataclass
-class Clock:
-    """Seconds per stage, with the GPU's work waited for."""
-
-    device: str
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        hardware.synchronize(self.device)
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
-
 
 @dataclass(frozen=True)
 class Result:
-    """One upscale: the picture (RGB), what the tagger saw, the seed used, seconds per stage, tiles per step."""
+    """One upscale: the picture (RGB), what the tagger saw, the seed used, seconds per stage, tiles per step.
+
+    `plan` holds the sizes that it ran with; `recoveries` counts what had to be done again ("out of memory in decode",
+    "overflow in denoise"), and is empty when all went well.
+    """
 
     image: "Image.Image"
     tags: list[str]
@@ -58,6 +46,8 @@ class Result:
     seed: int
     timings: dict[str, float]
     tiles: int
+    plan: Plan
+    recoveries: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -94,6 +84,8 @@ class SeeSR:
         self.factor = 2 ** (len(parts.vae.config["block_out_channels"]) - 1)
         """Picture pixels per latent pixel: 8 for SD-Turbo."""
         parts.controlnet.controlnet_cond_embedding.__class__ = EmbedOnce
+        self.memory = MemoryModel(parts.controlnet, parts.unet, parts.vae, call_networks)
+        self.attention = hardware.use_fast_attention(device, parts.unet, parts.controlnet, parts.vae)
 
     @classmethod
     def load(
@@ -107,9 +99,9 @@ class SeeSR:
         device = device or hardware.device()
         profile = hardware.profile(device, gpu)
         parts = weights.load(Path(bundle), device, dtype or profile.dtype)
-        attention = hardware.use_fast_attention(device, parts.unet, parts.controlnet, parts.vae)
-        log.info("Loaded %s on %s (tiles of %s, attention by %s).", parts.name, device, profile.name, attention)
-        return cls(parts, profile, device)
+        seesr = cls(parts, profile, device)
+        log.info("Loaded %s on %s (tiles of %s, attention by %s).", parts.name, device, profile.name, seesr.attention)
+        return seesr
 
     @property
     def dtype(self) -> torch.dtype:
@@ -123,32 +115,23 @@ class SeeSR:
         least the bundle's process size, and padded by its edge pixels to what the models need.
         """
         settings = replace(settings, seed=secrets.randbits(32) if settings.seed is None else settings.seed)
-        clock = Clock(self.device)
+        assert settings.seed is not None
         image = image.convert("RGB")
         target, working = working_size((image.height, image.width), settings.scale_factor, self.parts.process_size)
-        with clock.stage("tag"):
-            tags, tokens = self.parts.tagger(images.to_tensor(image).to(self.device))
-            log.info("Tags: %s", ", ".join(tags) or "(none)")
-        with clock.stage("text"):
-            prompt = self.prompts.compose(tags, settings.user_prompt, settings.positive_prompt)
-            text = self.encode_text(prompt)
-            negative = self.encode_text(settings.negative_prompt) if settings.cfg_scale > 1 else None
-        control = images.to_tensor(images.resize(image, working)).to(self.device)
-        padded = self._pad(control)
-        grid = self.tiles(padded, settings)
-        draw = noise or seeded_noise(settings.seed)
-        with clock.stage("encode"):
-            latent = self._start(padded, settings, draw)
-        with clock.stage("denoise"):
-            latent = self._denoise(latent, padded, Conditions(text, tokens, negative), settings, draw, grid)
-        with clock.stage("decode"):
-            result = self.decode(latent)[:, :, : working[0], : working[1]]
-        with clock.stage("color"):
-            result = match_color(result, control, settings.color_fix)
-        with clock.stage("resize"):
-            picture = images.resize(images.to_image(result), target)
-        assert settings.seed is not None
-        return Result(picture, tags, prompt, settings.seed, clock.seconds, len(grid))
+        padded = self._padded_size(working)
+        run = self._run(settings, noise, padded)
+        tags, tokens = run.stage("tag", lambda: self._tag(image))
+        log.info("Tags: %s", ", ".join(tags) or "(none)")
+        prompt = self.prompts.compose(tags, settings.user_prompt, settings.positive_prompt)
+        conditions = run.stage("text", lambda: self._conditions(prompt, tokens, settings))
+        control = run.stage("resize", lambda: self._control(image, working, padded))
+        latent = run.stage("encode", lambda: self._start(control, run))
+        grid, latent = run.stage("denoise", lambda: self._denoise_in_tiles(latent, control, conditions, run))
+        result = run.stage("decode", lambda: self._decode(latent, run)[:, :, : working[0], : working[1]])
+        control = control[:, :, : working[0], : working[1]]
+        result = run.stage("color", lambda: match_color(result, control, settings.color_fix, run.plan.strip))
+        picture = run.stage("resize", lambda: images.resize(images.to_image(result), target))
+        return Result(picture, tags, prompt, settings.seed, run.seconds, len(grid), run.plan, dict(run.recoveries))
 
     def encode_text(self, prompt: str) -> Tensor:
         """str -> (1, 77, D)"""
@@ -164,27 +147,10 @@ class SeeSR:
         may also be the ControlNet's embedding of the picture. The output is what the scheduler's prediction_type
         says: noise for SD-Turbo.
         """
-        batch = len(latent)
-        latent = latent.to(self.device, self.dtype)
-        context = tuple(states.to(self.device, self.dtype).expand(batch, -1, -1) for states in (text, tokens))
-        step = torch.tensor(t, device=self.device)
-        taps, middle = self.parts.controlnet(
-            latent,
-            step,
-            encoder_hidden_states=context,
-            controlnet_cond=control.to(self.device, self.dtype),
-            conditioning_scale=conditioning_scale,
-            return_dict=False,
+        parts = self.parts
+        return call_networks(
+            parts.controlnet, parts.unet, latent.to(self.device), control, text, tokens, t, conditioning_scale
         )
-        output = self.parts.unet(
-            latent,
-            step,
-            encoder_hidden_states=context,
-            down_block_additional_residuals=taps,
-            mid_block_additional_residual=middle,
-            return_dict=False,
-        )
-        return output[0].float()
 
     @torch.inference_mode()
     def sample(
@@ -209,94 +175,154 @@ class SeeSR:
                 f"control must have sides that are multiples of {self.factor}, got {tuple(control.shape[2:])}; pad it"
             )
         control = control.to(self.device)
-        draw = noise or seeded_noise(settings.seed)
         negative = None
         if settings.cfg_scale > 1:
             negative = self.encode_text(settings.negative_prompt) if negative_text is None else negative_text
-        conditions = Conditions(text, tokens, negative)
-        latent = self._start(control, settings, draw)
-        return self._denoise(latent, control, conditions, settings, draw, grid or self.tiles(control, settings))
+        run = self._run(settings, noise, (control.shape[2], control.shape[3]))
+        latent = self._start(control, run)
+        return self._denoise(latent, control, Conditions(text, tokens, negative), run, grid or run.plan.grid(run.size))
 
     @torch.inference_mode()
     def decode(self, latent: Tensor) -> Tensor:
         """(1, C, h, w), scaled -> (1, 3, H, W) in [0, 1], float32"""
-        vae = self.parts.vae
-        latent = latent / vae.config["scaling_factor"] + (vae.config["shift_factor"] or 0.0)
-        return (self._vae(vae_tiling.decode, latent.to(self.device)) / 2 + 0.5).clamp(0, 1)
+        size = (latent.shape[2] * self.factor, latent.shape[3] * self.factor)
+        return self._decode(latent.to(self.device), self._run(Settings(num_inference_steps=1), None, size))
 
-    def tiles(self, control: Tensor, settings: Settings) -> TileGrid:
-        """The latent tiles for a padded control picture (B, 3, H, W): the request's, else the hardware's."""
-        size = (control.shape[2] // self.factor, control.shape[3] // self.factor)
+    def plan(self, size: tuple[int, int], settings: Settings) -> Plan:
+        """The tiles for a padded working picture of `size` (H, W): the request's, else the hardware's.
+
+        They are halved until what is free holds them. Raises ValueError where nothing does, and for an overlap that
+        is more than half of the tile.
+        """
         tile = settings.latent_tiled_size or self.profile.latent_tile
-        overlap = settings.latent_tiled_overlap
+        overlap = settings.latent_tiled_overlap or math.ceil(tile / 8)
         if overlap > tile // 2:
             raise ValueError(
                 f"latent_tiled_overlap must be at most half of this machine's tile ({tile}), got {overlap}; "
                 "lower it, or set latent_tiled_size too"
             )
-        return tile_grid(size, tile, overlap)
+        vae = VaeTiles(self.profile.vae_tile)
+        wanted = Plan(tile, overlap, self.profile.tile_batch, vae, vae)
+        plan = self.memory.fit(size, settings, wanted, hardware.free_memory(self.device))
+        if plan != wanted:
+            log.info("To stay within the free memory this runs with %s.", plan)
+        return plan
 
-    def _start(self, control: Tensor, settings: Settings, draw: Noise) -> Tensor:
+    def warm_up(self) -> None:
+        """Run once what the first request would otherwise wait for: kernels, and their choice for a tile's shape."""
+        side = 32
+        scale = min(8.0, max(1.0, self.profile.latent_tile * self.factor / side))
+        picture = images.to_image(torch.linspace(0, 1, 3 * side * side).view(1, 3, side, side))
+        self.upscale(picture, Settings(num_inference_steps=1, scale_factor=scale, seed=0))
+
+    def _run(self, settings: Settings, noise: Noise | None, size: tuple[int, int]) -> Run:
+        """For a padded working picture of `size` (H, W)."""
+        latent = (size[0] // self.factor, size[1] // self.factor)
+        draw = Draws(noise or seeded_noise(settings.seed))
+        return Run(settings, draw, self.plan(size, settings), latent, self.device)
+
+    def _tag(self, image: "Image.Image") -> tuple[list[str], Tensor]:
+        return self.parts.tagger(images.to_tensor(image).to(self.device))
+
+    def _conditions(self, prompt: str, tokens: Tensor, settings: Settings) -> Conditions:
+        negative = self.encode_text(settings.negative_prompt) if settings.cfg_scale > 1 else None
+        return Conditions(self.encode_text(prompt), tokens, negative)
+
+    def _control(self, image: "Image.Image", working: tuple[int, int], padded: tuple[int, int]) -> Tensor:
+        """The working picture, (1, 3, H, W) in [0, 1], grown right and down by its edge pixels to `padded`."""
+        control = images.to_tensor(images.resize(image, working)).to(self.device)
+        bottom, right = (to - side for to, side in zip(padded, working, strict=True))
+        return F.pad(control, (0, right, 0, bottom), mode="replicate") if bottom or right else control
+
+    def _padded_size(self, working: tuple[int, int]) -> tuple[int, int]:
+        """Multiples of `factor`, and at least the process size, which a long thin picture was not enlarged to."""
+        height, width = (-(-max(side, self.parts.process_size) // self.factor) * self.factor for side in working)
+        return height, width
+
+    def _start(self, control: Tensor, run: Run) -> Tensor:
         """(1, 3, H, W) in [0, 1] -> the noisy latent (1, C, h, w) that denoising starts from"""
         vae = self.parts.vae
-        shape = (1, vae.config["latent_channels"], control.shape[2] // self.factor, control.shape[3] // self.factor)
-        start = draw("init", shape).to(self.device, torch.float32)
-        if settings.start_point == "noise":
+        shape = (1, vae.config["latent_channels"], *run.size)
+        start = run.draw("init", shape).to(self.device, torch.float32)
+        if run.settings.start_point == "noise":
             return start
-        moments = self._vae(vae_tiling.encode, 2 * control - 1)
-        mean, logvar = moments.chunk(2, dim=1)
+        mean, logvar = self._vae("encode", control.mul(2).sub_(1), run).chunk(2, dim=1)
         # The posterior's sample, as upstream; its mode would be a little smoother.
-        posterior = mean + (logvar.clamp(-30, 20) / 2).exp() * draw("vae", shape).to(self.device, torch.float32)
+        posterior = mean + (logvar.clamp(-30, 20) / 2).exp() * run.draw("vae", shape).to(self.device, torch.float32)
         latent = (posterior - (vae.config["shift_factor"] or 0.0)) * vae.config["scaling_factor"]
         return self.schedule.add_noise(latent, start, self.schedule.last)
 
-    def _vae(self, run: Callable[[Any, Tensor, int], Tensor], part: Tensor) -> Tensor:
+    def _decode(self, latent: Tensor, run: Run) -> Tensor:
+        vae = self.parts.vae
+        latent = latent / vae.config["scaling_factor"] + (vae.config["shift_factor"] or 0.0)
+        return self._vae("decode", latent, run).div_(2).add_(0.5).clamp_(0, 1)
+
+    def _vae(self, way: str, part: Tensor, run: Run) -> Tensor:
         """Encode or decode, in float32 out; where half precision overflows, once more in float32, which is said."""
         vae: Any = self.parts.vae
-        result = run(vae, part.to(vae.dtype), self.profile.vae_tile).float()
-        if not result.isfinite().all() and vae.dtype != torch.float32:
-            log.warning("The VAE overflowed in %s (%s): doing it again in float32.", vae.dtype, run.__name__)
-            dtype = vae.dtype
-            try:
-                result = run(vae.to(torch.float32), part.float(), self.profile.vae_tile)
-            finally:
-                vae.to(dtype)
-        if not result.isfinite().all():
-            raise RuntimeError(f"the VAE's result is not finite ({run.__name__}); the bundle or the latent is damaged")
+        apply = {"encode": vae_tiling.encode, "decode": vae_tiling.decode}[way]
+
+        tiles = run.plan.encode if way == "encode" else run.plan.decode
+
+        def once() -> Tensor:
+            return apply(vae, part.to(vae.dtype), tiles.tile, tiles.together).float()
+
+        result = once()
+        if not _finite(result) and vae.dtype != torch.float32:
+            log.warning("The VAE overflowed in %s (%s): doing it again in float32.", vae.dtype, way)
+            run.recoveries[f"overflow in {way}"] += 1
+            with hardware.in_float32(vae):
+                result = once()
+        if not _finite(result):
+            raise RuntimeError(f"the VAE's result is not finite ({way}); the bundle or the latent is damaged")
         return result
 
-    def _denoise(
-        self,
-        latent: Tensor,
-        control: Tensor,
-        conditions: Conditions,
-        settings: Settings,
-        draw: Noise,
-        grid: TileGrid,
-    ) -> Tensor:
-        steps = self.schedule.timesteps(settings.num_inference_steps)
-        pictures = [grid.crop(control, offset, self.factor) for offset in grid.offsets]
-        if len(steps) > 1:
-            embed = self.parts.controlnet.controlnet_cond_embedding
-            pictures = [embed(picture.to(self.dtype)) for picture in pictures]
-        for i, t in enumerate(steps):
-            tiles = [grid.crop(latent, offset) for offset in grid.offsets]
-            output = grid.blend(self._predict_tiles(tiles, pictures, t, conditions, settings))
-            x0 = self.schedule.predict_x0(latent, output, t)
-            if i == len(steps) - 1:
-                return x0
-            step_noise = draw(f"step{i}", tuple(latent.shape)).to(self.device, torch.float32)
-            latent = self.schedule.step(latent, x0, t, steps[i + 1], step_noise)
+    def _denoise_in_tiles(
+        self, latent: Tensor, control: Tensor, conditions: Conditions, run: Run
+    ) -> tuple[TileGrid, Tensor]:
+        grid = run.plan.grid(run.size)
+        return grid, self._denoise(latent, control, conditions, run, grid)
+
+    def _denoise(self, latent: Tensor, control: Tensor, conditions: Conditions, run: Run, grid: TileGrid) -> Tensor:
+        steps = self.schedule.timesteps(run.settings.num_inference_steps)
+        pictures = Pictures(self, control, grid, embedded=len(steps) > 1)
+        with tqdm(total=len(steps) * len(grid), desc="denoise", unit="tile", file=sys.stdout) as bar:
+            for i, t in enumerate(steps):
+                output = self._predict_finite(latent, pictures, t, conditions, run, bar)
+                x0 = self.schedule.predict_x0(latent, output, t)
+                if i == len(steps) - 1:
+                    return x0
+                step_noise = run.draw(f"step{i}", tuple(latent.shape)).to(self.device, torch.float32)
+                latent = self.schedule.step(latent, x0, t, steps[i + 1], step_noise)
         raise AssertionError("timesteps() returned no step")
 
+    def _predict_finite(
+        self, latent: Tensor, pictures: "Pictures", t: int, conditions: Conditions, run: Run, bar: Any
+    ) -> Tensor:
+        """The blended model output; where half precision overflows, again with attention, then all, in float32."""
+        parts, loaded = self.parts, self.dtype
+        raised = [hardware.as_loaded, hardware.attention_in_float32, hardware.in_float32]
+        while True:
+            with raised[run.precision](parts.unet, parts.controlnet):
+                output = pictures.grid.blend(self._predict_tiles(latent, pictures, t, conditions, run, bar))
+            if _finite(output):
+                return output
+            if loaded == torch.float32 or run.precision == len(raised) - 1:
+                raise RuntimeError("the UNet's result is not finite; the bundle or the image's tags are damaged")
+            run.precision += 1
+            run.recoveries["overflow in denoise"] += 1
+            log.warning("The UNet overflowed in %s: again by %s.", loaded, raised[run.precision].__name__)
+            bar.total += len(pictures.grid)
+
     def _predict_tiles(
-        self, tiles: list[Tensor], pictures: list[Tensor], t: int, conditions: Conditions, settings: Settings
+        self, whole: Tensor, pictures: "Pictures", t: int, conditions: Conditions, run: Run, bar: Any
     ) -> Iterator[Tensor]:
         """Model outputs of all tiles, a batch at a time; with guidance each tile takes a second, negative branch."""
-        negative = conditions.negative_text
-        for first in range(0, len(tiles), self.profile.tile_batch):
-            batch = slice(first, first + self.profile.tile_batch)
-            latent, picture = torch.cat(tiles[batch]), torch.cat(pictures[batch])
+        negative, settings, offsets = conditions.negative_text, run.settings, pictures.grid.offsets
+        for first in range(0, len(offsets), run.plan.tile_batch):
+            numbers = range(first, min(first + run.plan.tile_batch, len(offsets)))
+            latent = torch.cat([pictures.grid.crop(whole, offsets[number]) for number in numbers])
+            picture = torch.cat([pictures[number] for number in numbers])
             text = conditions.text
             if negative is not None:
                 text = torch.cat([states.expand(len(latent), -1, -1) for states in (negative, text)])
@@ -305,18 +331,67 @@ class SeeSR:
             if negative is not None:
                 away, toward = output.chunk(2)
                 output = away + settings.cfg_scale * (toward - away)
+            bar.update(len(numbers))
             yield from output.split(1)
 
-    def _pad(self, picture: Tensor) -> Tensor:
-        """(1, 3, H, W) -> (1, 3, H', W'), grown right and down by its edge pixels
 
-        to multiples of `factor`, and to the bundle's process size where a long thin picture was not enlarged so far.
-        """
-        wanted = (max(side, self.parts.process_size) for side in picture.shape[2:])
-        bottom, right = (
-            -(-to // self.factor) * self.factor - side for to, side in zip(wanted, picture.shape[2:], strict=True)
-        )
-        return F.pad(picture, (0, right, 0, bottom), mode="replicate")
+class Pictures:
+    """The control picture by tile; with `embedded` as the ControlNet's embedding, computed once for all steps."""
+
+    def __init__(self, seesr: SeeSR, control: Tensor, grid: TileGrid, embedded: bool) -> None:
+        self.grid = grid
+        self._seesr, self._control, self._embedded = seesr, control, embedded
+        self._known: dict[tuple[int, torch.dtype], Tensor] = {}
+
+    def __getitem__(self, number: int) -> Tensor:
+        """(1, 3, th, tw) in [0, 1], or (1, C, th, tw) embedded, in the models' present dtype"""
+        picture = self.grid.crop(self._control, self.grid.offsets[number], self._seesr.factor)
+        if not self._embedded:
+            return picture
+        key = (number, self._seesr.dtype)
+        if key not in self._known:
+            embed = self._seesr.parts.controlnet.controlnet_cond_embedding
+            self._known[key] = embed(picture.to(self._seesr.dtype))
+        return self._known[key]
+
+
+def call_networks(
+    controlnet: Any,
+    unet: Any,
+    latent: Tensor,
+    control: Tensor,
+    text: Tensor,
+    tokens: Tensor,
+    t: int,
+    conditioning_scale: float = 1.0,
+) -> Tensor:
+    """ControlNet, then UNet, on the UNet's device and in its dtype -> (B, C, h, w) in float32"""
+    device, dtype = unet.device, unet.dtype
+    latent = latent.to(device, dtype)
+    context = tuple(states.to(device, dtype).expand(len(latent), -1, -1) for states in (text, tokens))
+    step = torch.tensor(t, device=device)
+    taps, middle = controlnet(
+        latent,
+        step,
+        encoder_hidden_states=context,
+        controlnet_cond=control.to(device, dtype),
+        conditioning_scale=conditioning_scale,
+        return_dict=False,
+    )
+    output = unet(
+        latent,
+        step,
+        encoder_hidden_states=context,
+        down_block_additional_residuals=taps,
+        mid_block_additional_residual=middle,
+        return_dict=False,
+    )
+    return output[0].float()
+
+
+def _finite(values: Tensor) -> bool:
+    """Whether all values are finite: a sum is not if one is not, and takes no memory."""
+    return bool(values.sum().isfinite())
 
 
 def seeded_noise(seed: int | None) -> Noise:

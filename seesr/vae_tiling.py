@@ -63,9 +63,9 @@ def encode(vae: Any, image: Tensor, tile: int = 0, together: int | None = None) 
     else:
         width = vae.config["block_out_channels"][-1]
         hidden = image.new_empty(image.shape[0], width, *size)
-        layers = ["conv", *_layers(encoder.down_blocks)]
+        layers = _layers_of(vae, "encode")
         _run(lambda core: _encode_tile(encoder, _cut(image, core, factor, layers)), hidden, size, tile, together)
-        hidden = _middle(encoder.mid_block, hidden)
+        hidden = middle(encoder.mid_block, hidden)
         hidden = F.silu(encoder.conv_norm_out(hidden), inplace=True)
         moments = encoder.conv_out(hidden)
     return moments if vae.quant_conv is None else vae.quant_conv(moments)
@@ -82,9 +82,9 @@ def decode(vae: Any, latent: Tensor, tile: int = 0, together: int | None = None)
     if tile == 0 or tile >= max(size):
         return decoder(latent)
     factor = 2 ** (len(vae.config["block_out_channels"]) - 1)
-    hidden = _middle(decoder.mid_block, decoder.conv_in(latent))
+    hidden = middle(decoder.mid_block, decoder.conv_in(latent))
     result = latent.new_empty(latent.shape[0], 3, size[0] * factor, size[1] * factor)
-    layers = [*_layers(decoder.up_blocks), "conv"]
+    layers = _layers_of(vae, "decode")
     _run(lambda core: _decode_tile(decoder, _cut(hidden, core, 1, layers)), result, size, tile, together)
     return result
 
@@ -92,6 +92,37 @@ def decode(vae: Any, latent: Tensor, tile: int = 0, together: int | None = None)
 def tile_count(size: tuple[int, int], tile: int) -> int:
     """Tiles over a latent of `size` (height, width); 1 where one holds it all."""
     return 1 if tile == 0 else math.prod(len(_spans(length, tile)) for length in size)
+
+
+def dry_tile(vae: Any, way: str, tile: tuple[int, int]) -> Iterator[None]:
+    """A tile of (height, width) latent pixels amid others, on the meta device: stops at its start and at its norms."""
+    channels = [3, *vae.config["block_out_channels"]]
+    encoding = way == "encode"
+    factor = 2 ** (len(channels) - 2) if encoding else 1
+    shape = (channels[0] if encoding else channels[-1], *(3 * side * factor for side in tile))
+    source = torch.empty(1, *shape, dtype=vae.dtype, device="meta")
+    core = ((tile[0], 2 * tile[0]), (tile[1], 2 * tile[1]))
+    piece = _cut(source, core, factor, _layers_of(vae, way))
+    yield
+    running = _encode_tile(vae.encoder, piece) if encoding else _decode_tile(vae.decoder, piece)
+    del piece
+    statistics: Statistics | None = None
+    while not isinstance(measure := _advance(running, statistics), Piece):
+        yield
+        statistics = _pool([measure()])
+
+
+def border_share(vae: Any, size: tuple[int, int], tile: int) -> float:
+    """What the encoder's tiles over a latent of `size` read, on the mean, of what one amid others would read."""
+    layers = _layers_of(vae, "encode")
+    factor = 2 ** (len(vae.config["block_out_channels"]) - 1)
+    share = 1.0
+    for length in size:
+        spans = [(a * factor, b * factor) for a, b in _spans(length, tile)]
+        read = [_reach(span, length * factor, layers) for span in spans]
+        amid = _reach((length * factor, length * factor + spans[0][1]), 3 * length * factor, layers)
+        share *= sum(b - a for a, b in read) / len(spans) / (amid[1] - amid[0])
+    return share
 
 
 def _encode_tile(encoder: Any, piece: Piece) -> Wait:
@@ -256,38 +287,48 @@ def _upsample(conv: Any, piece: Piece) -> Piece:
     return _convolve(conv, Piece(doubled, rows, columns, size, core))  # type: ignore[arg-type]
 
 
-def _middle(block: Any, hidden: Tensor) -> Tensor:
-    """The middle block over a whole latent-sized map; beyond WHOLE_ATTENTION with a sample of the keys."""
-    if hidden.shape[2] * hidden.shape[3] <= WHOLE_ATTENTION:
+def middle(block: Any, hidden: Tensor, stride: int | None = None) -> Tensor:
+    """The middle block over a whole latent-sized map (B, C, h, w); beyond WHOLE_ATTENTION with a sample of the keys.
+
+    `stride` is every how manieth row and column of the keys is taken; None decides by the size.
+    """
+    stride = stride or math.ceil(math.sqrt(hidden.shape[2] * hidden.shape[3] / WHOLE_ATTENTION))
+    if stride <= 1:
         return block(hidden)
     hidden = block.resnets[0](hidden, None)
     for attention, resnet in zip(block.attentions, block.resnets[1:], strict=True):
         if attention is not None:
-            hidden = _sampled_attention(attention, hidden)
+            hidden = _sampled_attention(attention, hidden, stride)
         hidden = resnet(hidden, None)
     return hidden
 
 
-def _sampled_attention(attention: Any, hidden: Tensor) -> Tensor:
-    """Self-attention of all pixels to every n-th row and column of them, which says nearly the same."""
-    stride = math.ceil(math.sqrt(hidden.shape[2] * hidden.shape[3] / WHOLE_ATTENTION))
+def _sampled_attention(attention: Any, hidden: Tensor, stride: int, rows: int = 64) -> Tensor:
+    """Self-attention of all pixels to every n-th row and column of them, some `rows` of queries at a time."""
     inner = attention.group_norm(hidden.flatten(2)).unflatten(2, hidden.shape[2:])
     sample = inner[:, :, stride // 2 :: stride, stride // 2 :: stride].flatten(2).transpose(1, 2)
-    query = attention.to_q(inner.flatten(2).transpose(1, 2))
-    del inner
-    query, key, value = (
-        states.unflatten(2, (attention.heads, -1)).transpose(1, 2)
-        for states in (query, attention.to_k(sample), attention.to_v(sample))
-    )
-    states = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
-    states = attention.to_out[0](states).transpose(1, 2).unflatten(2, hidden.shape[2:])
+
+    def heads(states: Tensor) -> Tensor:
+        return states.unflatten(2, (attention.heads, -1)).transpose(1, 2)
+
+    key, value = heads(attention.to_k(sample)), heads(attention.to_v(sample))
+    for part in inner.split(rows, dim=2):
+        query = heads(attention.to_q(part.flatten(2).transpose(1, 2)))
+        states = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+        part.copy_(attention.to_out[0](states).transpose(1, 2).unflatten(2, part.shape[2:]))
     if attention.residual_connection:
-        states = states + hidden
-    return states / attention.rescale_output_factor
+        inner.add_(hidden)
+    return inner.div_(attention.rescale_output_factor)
+
+
+def _layers_of(vae: Any, way: str) -> list[str]:
+    """What the layers of the tiled part of `way` do to the pixels that they read, in order."""
+    if way == "encode":
+        return ["conv", *_layers(vae.encoder.down_blocks)]
+    return [*_layers(vae.decoder.up_blocks), "conv"]
 
 
 def _layers(blocks: Any) -> list[str]:
-    """What the blocks' layers do to the pixels they read, in order."""
     layers: list[str] = []
     for block in blocks:
         layers += ["conv"] * (2 * len(block.resnets))

@@ -20,8 +20,10 @@ LEVELS = {
     "seesr.vae_tiling": 1,
     "seesr.prompts": 1,
     "ram.tagger": 1,
+    "seesr.memory": 2,
     "seesr.weights": 2,
-    "seesr.pipeline": 3,
+    "seesr.run": 3,
+    "seesr.pipeline": 4,
 }
 MODULES = [path for folder in ("seesr", "ram") for path in (ROOT / folder).glob("*.py") if path.stem != "__init__"]
 EVERYTHING = [*MODULES, ROOT / "predict.py", *(ROOT / "scripts").glob("*.py")]

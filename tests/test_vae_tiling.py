@@ -82,17 +82,15 @@ def test_a_sample_of_tiles_settles_the_statistics(golden: SeeSR) -> None:
 
 
 @torch.inference_mode()
-def test_sampled_attention_is_the_whole_one_where_every_key_is_taken(
-    golden: SeeSR, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    middle, hidden = golden.parts.vae.decoder.mid_block, torch.randn(1, 64, 20, 28)
-    exact = middle.attentions[0](hidden)
-    monkeypatch.setattr(vae_tiling, "WHOLE_ATTENTION", 20 * 28)
-    torch.testing.assert_close(vae_tiling._sampled_attention(middle.attentions[0], hidden), exact, atol=1e-6, rtol=0)
-    monkeypatch.setattr(vae_tiling, "WHOLE_ATTENTION", 20 * 28 // 4)
-    sampled = vae_tiling._middle(middle, hidden)
-    assert sampled.shape == hidden.shape
-    assert 0 < (sampled - middle(hidden)).abs().mean() < (hidden - middle(hidden)).abs().mean()
+def test_sampled_attention_is_the_whole_one_where_every_key_is_taken(golden: SeeSR) -> None:
+    block, hidden = golden.parts.vae.decoder.mid_block, torch.randn(1, 64, 20, 28)
+    attention = block.attentions[0]
+    exact = attention(hidden)
+    torch.testing.assert_close(vae_tiling._sampled_attention(attention, hidden, 1, rows=8), exact, atol=1e-6, rtol=0)
+    whole = vae_tiling.middle(block, hidden)
+    assert whole.equal(block(hidden))
+    apart = [(vae_tiling.middle(block, hidden, stride) - whole).abs().mean() for stride in (2, 9)]
+    assert 0 < apart[0] < apart[1] < (hidden - whole).abs().mean()
 
 
 @torch.inference_mode()

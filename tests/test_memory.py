@@ -1,0 +1,223 @@
+"""The memory model against what an upscale really holds, the plans that follow, and running out all the same."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from golden import manifest
+from torch import Tensor
+
+from seesr import hardware, images, pipeline, vae_tiling, weights
+from seesr.memory import LiveBytes, MemoryModel, Plan, VaeTiles, attempt
+from seesr.pipeline import SeeSR
+from seesr.run import Run
+from seesr.settings import Settings
+
+EXACT = Plan(128, 16, 1, VaeTiles(256), VaeTiles(256))
+STAGES = ("tag", "text", "resize", "encode", "denoise", "decode", "color")
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_bundle: Path) -> SeeSR:
+    return SeeSR.load(tiny_bundle, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def full_size() -> MemoryModel:
+    """Of the real widths, without their weights, in fp16."""
+    unet = weights.build_empty(lambda: weights.build_unet(manifest("seesr_unet_config"), 512)).half()
+    controlnet = weights.build_empty(lambda: weights.build_controlnet(manifest("seesr_controlnet_config"), 512)).half()
+    controlnet.controlnet_cond_embedding.__class__ = pipeline.EmbedOnce
+    widths = {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "norm_num_groups": 32}
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    build: Any = AutoencoderKL
+    vae = weights.build_empty(lambda: build(**widths, **blocks, latent_channels=4)).half()
+    return MemoryModel(controlnet, unet, vae, pipeline.call_networks)
+
+
+def measured(seesr: SeeSR, picture: Tensor, settings: Settings, plan: Plan, patch: pytest.MonkeyPatch) -> dict:
+    """Bytes at each stage's worst moment of a real upscale."""
+    live, peaks, stage = LiveBytes(), Counter(), Run.stage
+
+    def watched(run: Run, name: str, work: Callable[[], Any]) -> Any:
+        live.peak = live.now
+        result = stage(run, name, work)
+        peaks[name] = max(peaks[name], live.peak)
+        return result
+
+    with patch.context() as within:
+        within.setattr(Run, "stage", watched)
+        within.setattr(seesr, "plan", lambda *_: plan)
+        with live:
+            seesr.upscale(images.to_image(picture), settings)
+    return peaks
+
+
+@pytest.mark.parametrize("bundle", ["tiny", "golden"])
+@pytest.mark.parametrize(
+    ("size", "steps", "guidance", "plan"),
+    [
+        ((64, 96), 1, 1.0, EXACT),
+        ((96, 128), 2, 2.0, replace(EXACT, latent_tile=32, overlap=4, tile_batch=4)),
+        (
+            (150, 200),
+            1,
+            1.0,
+            replace(EXACT, latent_tile=64, overlap=8, encode=VaeTiles(64), decode=VaeTiles(64), strip=256),
+        ),
+        ((150, 200), 4, 1.0, replace(EXACT, latent_tile=64, overlap=8, encode=VaeTiles(32), decode=VaeTiles(32, 8))),
+    ],
+)
+def test_predicted_peaks_are_the_measured_ones(
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    bundle: str,
+    size: tuple[int, int],
+    steps: int,
+    guidance: float,
+    plan: Plan,
+) -> None:
+    seesr: SeeSR = request.getfixturevalue(bundle)
+    settings = Settings(num_inference_steps=steps, cfg_scale=guidance, seed=1)
+    padded = seesr._padded_size((4 * size[0], 4 * size[1]))
+    predicted = seesr.memory.peaks(padded, settings, plan)
+    real = measured(seesr, torch.rand(1, 3, *size), settings, plan, monkeypatch)
+    assert max(predicted.values()) == pytest.approx(max(real.values()), rel=0.15)
+    for stage, peak in predicted.items():
+        assert 0.85 * real[stage] < peak < 1.3 * real[stage], stage
+
+
+def test_live_bytes_counts_what_lives() -> None:
+    with LiveBytes() as live:
+        first = torch.zeros(1000)
+        second = first + 1
+        assert live.now == 8000
+        view = second[10:].view(-1)
+        del first
+        assert live.now == 4000
+        del second
+        assert live.now == 4000
+        del view
+        assert live.now == 0
+    assert live.peak == 8000
+
+
+def test_a_plan_shrinks_until_it_fits(golden: SeeSR) -> None:
+    size, settings = (1024, 1536), Settings(num_inference_steps=1)
+    wanted = replace(EXACT, tile_batch=4)
+    peaks = golden.memory.peaks(size, settings, wanted)
+    assert golden.memory.fit(size, settings, wanted, max(peaks.values())) is wanted
+    plan = golden.memory.fit(size, settings, wanted, max(peaks.values()) // 2)
+    assert max(golden.memory.peaks(size, settings, plan).values()) <= max(peaks.values()) // 2
+    assert plan.decode.tile < wanted.decode.tile
+    with pytest.raises(ValueError, match=r"1536 x 1024 pixels needs about 0\.\d GB .* stage, 0\.0 GB are free; lower"):
+        golden.memory.fit(size, settings, wanted, 1_000_000)
+
+
+def test_what_shrinks_in_which_order() -> None:
+    latent, plan = (256, 200), Plan(128, 16, 4, VaeTiles(0), VaeTiles(0))
+    seen = []
+    while (smaller := plan.smaller("denoise", latent)) is not None:
+        plan = smaller
+        seen.append((plan.latent_tile, plan.overlap, plan.tile_batch))
+    assert seen == [(128, 16, 2), (128, 16, 1), (64, 16, 1), (32, 8, 1), (16, 4, 1)]
+    seen = []
+    while (smaller := plan.smaller("decode", latent)) is not None:
+        plan = smaller
+        seen.append((plan.decode.tile, plan.decode.together))
+    assert seen == [(128, None), (64, None), (64, 8), (32, 8), (16, 8)]
+    assert plan.encode == VaeTiles(0)
+    assert plan.smaller("color", latent) == replace(plan, strip=1024)
+    assert replace(plan, strip=128).smaller("color", latent) is None
+    assert plan.smaller("tag", latent) is None
+
+
+PLACES = {
+    "tag": (SeeSR, "_tag"),
+    "text": (SeeSR, "_conditions"),
+    "resize": (SeeSR, "_control"),
+    "encode": (vae_tiling, "encode"),
+    "denoise": (pipeline, "call_networks"),
+    "decode": (vae_tiling, "decode"),
+    "color": (pipeline, "match_color"),
+}
+
+
+def run_out(patch: pytest.MonkeyPatch, stage: str, times: int, error: Exception) -> None:
+    """Let the heart of `stage` fail with `error` the first so many times, half-way where it is called often."""
+    owner, name = PLACES[stage]
+    real, left = getattr(owner, name), [times]
+
+    def failing(*args: Any, **kwargs: Any) -> Any:
+        result = real(*args, **kwargs)
+        if left[0] > 0:
+            left[0] -= 1
+            raise error
+        return result
+
+    patch.setattr(owner, name, failing)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("error", [torch.cuda.OutOfMemoryError("CUDA out of memory"), MemoryError()], ids=type)
+def test_running_out_of_memory_anywhere_gives_the_picture_of_smaller_tiles(
+    golden: SeeSR, monkeypatch: pytest.MonkeyPatch, stage: str, error: Exception
+) -> None:
+    picture = images.to_image(torch.rand(1, 3, 60, 80, generator=torch.Generator().manual_seed(1)))
+    settings = Settings(num_inference_steps=2, seed=5, latent_tiled_size=32)
+    with monkeypatch.context() as within:
+        run_out(within, stage, 1, error)
+        recovered = golden.upscale(picture, settings)
+    assert recovered.recoveries == {f"out of memory in {stage}": 1}
+    with monkeypatch.context() as within:
+        within.setattr(golden, "plan", lambda *_: recovered.plan)
+        undisturbed = golden.upscale(picture, settings)
+    assert undisturbed.recoveries == {}
+    assert recovered.image.tobytes() == undisturbed.image.tobytes()
+    if stage in ("denoise", "decode", "encode", "color"):
+        assert recovered.plan != golden.plan((240, 320), settings)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_at_the_floor_there_is_a_sentence(golden: SeeSR, monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
+    run_out(monkeypatch, stage, 99, MemoryError())
+    with pytest.raises(
+        MemoryError, match=f"not enough memory for the {stage} stage, even with the smallest tiles; low"
+    ):
+        golden.upscale(images.to_image(torch.rand(1, 3, 40, 40)), Settings(num_inference_steps=1))
+
+
+def test_other_errors_pass() -> None:
+    def broken() -> None:
+        raise RuntimeError("a shape is wrong")
+
+    with pytest.raises(RuntimeError, match="a shape is wrong"):
+        attempt("tag", broken)
+    assert hardware.is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory"))
+    assert not hardware.is_out_of_memory(ValueError("CUDA out of memory"))
+
+
+def test_the_container_s_limit_counts(tmp_path: Path) -> None:
+    for name, text in (("memory.max", "1000\n"), ("memory.current", "400\n"), ("memory.stat", "inactive_file 50\n")):
+        (tmp_path / name).write_text(text)
+    assert hardware._cgroup_memory(tmp_path) == 650
+    (tmp_path / "memory.max").write_text("max\n")
+    assert hardware._cgroup_memory(tmp_path) == 2**62
+    assert hardware._cgroup_memory(tmp_path / "none") == 2**62
+    assert 0 < hardware.free_memory("cpu") < 2**50
+
+
+def test_the_real_models_fit_a_card_of_16_gb(full_size: MemoryModel) -> None:
+    """Up to 8192 x 8192 beside 4.2 GB of weights, by the memory model, with the T4's tiles; 2048 x 2048 exactly."""
+    t4, settings = hardware.GPUS["t4"], Settings(num_inference_steps=4)
+    wanted = Plan(t4.latent_tile, 32, t4.tile_batch, VaeTiles(t4.vae_tile), VaeTiles(t4.vae_tile))
+    free = int(0.9 * (15.5e9 - 4.2e9))
+    for side in (2048, 4096, 8192):
+        plan = full_size.fit((side, side), settings, wanted, free)
+        assert max(full_size.peaks((side, side), settings, plan).values()) <= free
+        assert (plan.decode.together is None) == (side == 2048)
