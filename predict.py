@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path as FilePath
-from typing import Optional
+from typing import Any, Optional
 
 from cog import BasePredictor, Input, Path
 
@@ -21,13 +21,16 @@ class Predictor(BasePredictor):
         """Load the bundle onto the GPU, or onto the CPU where there is none."""
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
         mimetypes.add_type("image/webp", ".webp")
-        start = time.perf_counter()
-        bundle = choose_bundle()
+        self.output: Optional[FilePath] = None
+        bundle, start = choose_bundle(), time.perf_counter()
         from seesr.pipeline import SeeSR  # imported here: reading the interface must not cost seconds
 
+        imported = time.perf_counter()
         self.seesr = SeeSR.load(bundle, gpu=os.environ.get("SEESR_GPU"))
-        self.output: Optional[FilePath] = None
-        logging.info("Ready after %.1f s.", time.perf_counter() - start)
+        loaded = time.perf_counter()
+        self.seesr.warm_up()
+        spent = (imported - start, loaded - imported, time.perf_counter() - loaded)
+        logging.info("Setup: %.1f s for imports, %.1f s for weights, %.1f s to warm up.", *spent)
 
     # Cog reads these lines as text: one literal per keyword, whatever its length.
     # fmt: off
@@ -49,46 +52,49 @@ class Predictor(BasePredictor):
     ) -> Path:
         """Enlarge a photograph and restore it."""
         # fmt: on
-        from seesr import images
+        inputs = {name: value for name, value in locals().items() if name not in ("self", "image")}
+        return self.upscale([image], inputs)[0]
+
+    def upscale(self, files: list[Path], inputs: dict[str, Any]) -> list[Path]:
+        """Every file in turn, all or none; `inputs` are the other inputs of predict() by name."""
         from seesr.settings import Settings
 
-        if 0 < latent_tiled_size < 32:
-            raise ValueError(f"latent_tiled_size must be 0 or between 32 and 480, got {latent_tiled_size}")
-        settings = Settings(
-            user_prompt=user_prompt,
-            positive_prompt=positive_prompt,
-            negative_prompt=negative_prompt,
-            num_inference_steps=num_inference_steps,
-            scale_factor=scale_factor,
-            cfg_scale=cfg_scale,
-            latent_tiled_size=latent_tiled_size,
-            latent_tiled_overlap=latent_tiled_overlap,
-            color_fix=color_fix,  # type: ignore[arg-type]
-            seed=seed,
-            output_format=output_format,  # type: ignore[arg-type]
-            output_quality=output_quality,
-        )
-        self._remove_last_output()
-        picture = images.open_image(image)
-        result = self.seesr.upscale(picture.rgb, settings)
-        self.output = FilePath(tempfile.mkdtemp(prefix="seesr-")) / f"output.{output_format}"
-        start = time.perf_counter()
-        images.save_image(picture, result.image, self.output, settings)
-        seconds = result.timings | {"file": time.perf_counter() - start}
-        logging.info("Seed %d, %d tiles, %s", result.seed, result.tiles, seconds_text(seconds))
-        self.record_metric("seed", result.seed)
-        self.record_metric("tags", result.tags)
-        self.record_metric("tiles", result.tiles)
-        self.record_metric("steps", num_inference_steps)
-        self.record_metric("seconds", {name: round(value, 4) for name, value in seconds.items()})
-        self.record_metric("model", self.seesr.parts.name)
-        self.record_metric("device", self.seesr.device)
-        return Path(self.output)
+        tile = inputs["latent_tiled_size"]
+        if 0 < tile < 32:
+            raise ValueError(f"latent_tiled_size must be 0 or between 32 and 480, got {tile}")
+        settings = Settings(**inputs)
+        self._remove_output()
+        self.output = FilePath(tempfile.mkdtemp(prefix="seesr-"))
+        try:
+            return [self._upscale_one(file, settings, number) for number, file in enumerate(files)]
+        except BaseException:  # cancelled or failed: nothing half-written stays
+            self._remove_output()
+            raise
 
-    def _remove_last_output(self) -> None:
+    def _upscale_one(self, file: Path, settings: Any, number: int) -> Path:
+        from seesr import images
+        from seesr.memory import attempt
+
+        picture = images.open_image(file)
+        result = self.seesr.upscale(picture.rgb, settings)
+        assert self.output is not None
+        name = f"output-{number + 1}" if number else "output"
+        path, start = self.output / f"{name}.{settings.output_format}", time.perf_counter()
+        attempt("file", lambda: images.save_image(picture, result.image, path, settings))
+        seconds = result.timings | {"file": time.perf_counter() - start}
+        logging.info("Seed %d, %d tiles, %.2f s in all.", result.seed, result.tiles, sum(seconds.values()))
+        metrics = {"seed": result.seed, "tags": result.tags, "tiles": result.tiles, "plan": str(result.plan)}
+        metrics |= {"recoveries": result.recoveries, "steps": settings.num_inference_steps}
+        metrics |= {"seconds": {name: round(value, 4) for name, value in seconds.items()}}
+        metrics |= {"model": self.seesr.parts.name, "device": self.seesr.device}
+        for name, value in metrics.items():
+            self.record_metric(f"{name}_{number + 1}" if number else name, value)
+        return Path(path)
+
+    def _remove_output(self) -> None:
         """Cog uploads an output after predict() returns and never deletes it: the next request does."""
         if self.output is not None:
-            shutil.rmtree(self.output.parent, ignore_errors=True)
+            shutil.rmtree(self.output, ignore_errors=True)
             self.output = None
 
 
@@ -105,7 +111,3 @@ def choose_bundle() -> FilePath:
         )
     logging.warning("Using the small embedded bundle: %s is not here. README.md says how to get the full model.", FULL)
     return ROOT / EMBEDDED
-
-
-def seconds_text(seconds: dict[str, float]) -> str:
-    return ", ".join(f"{name} {value:.2f} s" for name, value in seconds.items())

@@ -279,7 +279,9 @@ def predict(pairs: Sequence[str], output: Path | None) -> Path:
         status, answer = server.predict(**inputs)
         if answer.get("status") != "succeeded":
             raise RuntimeError(reason(status, answer))
-        head, _, body = str(answer["output"]).partition(",")
+        head, _, body = str(answer.get("output")).partition(",")
+        if not head.startswith("data:"):
+            raise RuntimeError(f"the server says it succeeded, but its output is {head[:80]!r} and no file")
     kind = head.removeprefix("data:").split(";")[0]
     mimetypes.add_type("image/webp", ".webp")
     path = output or Path(f"output{mimetypes.guess_extension(kind) or ''}")

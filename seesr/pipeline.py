@@ -213,7 +213,7 @@ class SeeSR:
         side = 32
         scale = min(8.0, max(1.0, self.profile.latent_tile * self.factor / side))
         picture = images.to_image(torch.linspace(0, 1, 3 * side * side).view(1, 3, side, side))
-        self.upscale(picture, Settings(num_inference_steps=1, scale_factor=scale, seed=0))
+        self.upscale(picture, Settings(num_inference_steps=2, scale_factor=scale, seed=0))
 
     def _run(self, settings: Settings, noise: Noise | None, size: tuple[int, int]) -> Run:
         """For a padded working picture of `size` (H, W)."""

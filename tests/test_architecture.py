@@ -26,7 +26,7 @@ LEVELS = {
     "seesr.pipeline": 4,
 }
 MODULES = [path for folder in ("seesr", "ram") for path in (ROOT / folder).glob("*.py") if path.stem != "__init__"]
-EVERYTHING = [*MODULES, ROOT / "predict.py", *(ROOT / "scripts").glob("*.py")]
+EVERYTHING = [*MODULES, *ROOT.glob("predict*.py"), *(ROOT / "scripts").glob("*.py")]
 
 
 def name_of(path: Path) -> str:
@@ -72,7 +72,7 @@ def test_arrows_point_down(path: Path) -> None:
 @pytest.mark.parametrize(
     ("package", "allowed"),
     [
-        ("cog", {"predict", "scripts.cog_server"}),
+        ("cog", {"predict", "predict_many", "scripts.cog_server"}),
         ("PIL", {"seesr.images"}),
         ("xformers", set()),
         ("safetensors", {"seesr.weights", "scripts.convert"}),

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from corpus import grey_profile, wide_profile
 from PIL import Image, ImageCms
 
 from seesr import images
@@ -202,3 +203,71 @@ def test_resize_takes_height_first() -> None:
     picture = Image.new("RGB", (9, 7))
     assert images.resize(picture, (14, 18)).size == (18, 14)
     assert images.resize(picture, (7, 9)) is picture
+
+
+def test_hidden_colours_leave_no_fringe(tmp_path: Path) -> None:
+    """A red disc on transparent black: enlarged, no pixel that shows is darker than the red of the disc."""
+    y, x = np.mgrid[0:40, 0:40]
+    disc = ((x - 20) ** 2 + (y - 20) ** 2 < 144)[..., None]
+    pixels = np.where(disc, (*RED, 255), (0, 0, 0, 0)).astype(np.uint8)
+    picture = images.open_image(saved(Image.fromarray(pixels), tmp_path / "a.png"))
+    assert picture.alpha is not None
+    images.save_image(picture, images.resize(picture.rgb, (160, 160)), tmp_path / "out.png", Settings())
+    result = np.asarray(Image.open(tmp_path / "out.png")).astype(int)
+    assert result.shape == (160, 160, 4)
+    shown = result[result[..., 3] > 0][:, :3]
+    assert np.abs(shown - RED).max() <= 2
+    assert result[..., 3].min() == 0
+    assert result[..., 3].max() == 255
+
+
+def test_continued_colours_are_the_neighbours() -> None:
+    colour, weight = torch.zeros(1, 3, 33, 47), torch.zeros(1, 1, 33, 47)
+    colour[:, 0, :, :5], weight[..., :5] = 0.8, 1.0
+    colour[:, 1, :, 40:], weight[..., 40:] = 0.6, 0.5
+    filled = images._pull(colour, weight)
+    assert filled[..., :5].equal(colour[..., :5])
+    assert filled[..., 40:].equal(colour[..., 40:])
+    torch.testing.assert_close(filled[0, :, 16, 6], torch.tensor([0.8, 0, 0]), atol=0.1, rtol=0)
+    torch.testing.assert_close(filled[0, :, 16, 38], torch.tensor([0, 0.6, 0]), atol=0.1, rtol=0)
+    assert images._pull(colour, torch.zeros(1, 1, 33, 47)) is colour
+
+
+@pytest.mark.parametrize("kind", ["png", "webp", "jpg"])
+def test_the_colour_profile_is_kept(tmp_path: Path, kind: str) -> None:
+    """The model sees sRGB, the result is in the profile's colours again and says so."""
+    stored = Image.new("RGB", (8, 8), (150, 110, 100))
+    path = saved(stored, tmp_path / "a.png", icc_profile=wide_profile())
+    picture = images.open_image(path)
+    assert abs(pixel(picture)[0] - 164) <= 3
+    images.save_image(picture, picture.rgb, tmp_path / f"out.{kind}", Settings(output_format=kind, output_quality=100))  # type: ignore[arg-type]
+    result = Image.open(tmp_path / f"out.{kind}")
+    assert result.info["icc_profile"] == wide_profile()
+    assert np.abs(np.asarray(result.convert("RGB")).astype(int) - (150, 110, 100)).max() <= 4
+    assert np.abs(np.array(pixel(images.open_image(tmp_path / f"out.{kind}"))) - pixel(picture)).max() <= 4
+
+
+def test_a_grey_profile_stays_with_a_grey_picture(tmp_path: Path) -> None:
+    path = saved(Image.new("L", (8, 8), 99), tmp_path / "a.png", icc_profile=grey_profile())
+    picture = images.open_image(path)
+    images.save_image(picture, picture.rgb, tmp_path / "out.png", Settings())
+    result = Image.open(tmp_path / "out.png")
+    assert result.mode == "L"
+    assert result.info["icc_profile"] == grey_profile()
+    assert abs(int(np.asarray(result)[0, 0]) - 99) <= 2
+
+
+def test_a_file_too_large_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "MAX_BYTES", 50)
+    path = saved(Image.new("RGB", (9, 9), RED), tmp_path / "a.png")
+    with pytest.raises(ValueError, match="image must be a file of at most 0 MB, got 0 MB; make it smaller"):
+        images.open_image(path)
+
+
+def test_exif_too_long_for_jpeg_is_left_out_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    exif = Image.Exif()
+    exif[0x010E] = "x" * 70_000
+    picture = images.open_image(saved(Image.new("RGB", (9, 9), RED), tmp_path / "a.png", exif=exif))
+    images.save_image(picture, picture.rgb, tmp_path / "out.jpg", Settings(output_format="jpg"))
+    assert "longer than a JPEG can hold" in caplog.text
+    assert not Image.open(tmp_path / "out.jpg").getexif()

@@ -4,11 +4,14 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from golden import recorded
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from seesr import images
 from seesr.pipeline import SeeSR, working_size
@@ -241,3 +244,60 @@ def test_an_overflow_in_half_precision_is_done_again_in_float32(
 def test_a_picture_that_is_not_finite_is_never_returned(golden: SeeSR) -> None:
     with pytest.raises(RuntimeError, match="not finite"):
         golden.decode(torch.full((1, 4, 8, 8), float("nan")))
+
+
+class OverflowingAttention(TorchFunctionMode):
+    """Within the block attention of half-precision values gives inf."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        attention = func is torch.nn.functional.scaled_dot_product_attention
+        return result * float("inf") if attention and args[0].dtype == torch.float16 else result
+
+
+@pytest.mark.parametrize("way", ["attention", "everything"])
+def test_an_overflow_of_the_unet_is_done_again_in_higher_precision(
+    golden_bundle: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """An inf planted where half precision computes: in its attention, or in a layer that only float32 spares."""
+    half, whole = (SeeSR.load(golden_bundle, "cpu", dtype) for dtype in (torch.float16, torch.float32))
+    picture = images.to_image(torch.rand(1, 3, 40, 40, generator=torch.Generator().manual_seed(2)))
+    settings = Settings(num_inference_steps=2, seed=1)
+    wanted = whole.upscale(picture, settings)
+
+    def overflow(_: object, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return output * float("inf") if inputs[0].dtype == torch.float16 else output
+
+    if way == "everything":
+        half.parts.unet.conv_out.register_forward_hook(overflow)
+    else:
+        denoise = half._denoise
+
+        def planted(*args: Any) -> Tensor:
+            with OverflowingAttention():
+                return denoise(*args)
+
+        monkeypatch.setattr(half, "_denoise", planted)
+    result = half.upscale(picture, settings)
+    assert result.recoveries == {"overflow in denoise": 1 if way == "attention" else 2}
+    assert "The UNet overflowed in torch.float16: again by attention_in_float32" in caplog.text
+    assert half.parts.unet.dtype == half.parts.controlnet.dtype == torch.float16
+    apart = torch.from_numpy(np.asarray(result.image).astype(int) - np.asarray(wanted.image)).abs().float()
+    assert apart.mean() < 3
+    again = half.upscale(picture, settings) if way == "attention" else result
+    assert again.image.tobytes() == result.image.tobytes()
+
+
+def test_a_damaged_unet_gives_no_picture(golden_bundle: Path) -> None:
+    broken = SeeSR.load(golden_bundle, "cpu")
+    broken.parts.unet.conv_out.weight.data.fill_(float("nan"))
+    with pytest.raises(RuntimeError, match="the UNet's result is not finite"):
+        broken.upscale(images.to_image(torch.rand(1, 3, 40, 40)), Settings(num_inference_steps=1))
+
+
+def test_batch_size_changes_no_level(golden: SeeSR) -> None:
+    picture = images.to_image(torch.rand(1, 3, 60, 90, generator=torch.Generator().manual_seed(3)))
+    settings = Settings(num_inference_steps=2, seed=4, latent_tiled_size=16, cfg_scale=1.0)
+    batched = SeeSR(golden.parts, replace(golden.profile, tile_batch=5))
+    one, five = (np.asarray(seesr.upscale(picture, settings).image).astype(int) for seesr in (golden, batched))
+    assert np.abs(one - five).max() <= 1

@@ -86,6 +86,20 @@ def test_choices_are_the_settings_own(document: dict) -> None:
     assert document["components"]["schemas"]["Output"] == {"type": "string", "format": "uri", "title": "Output"}
 
 
+def test_the_predictor_for_lists_has_the_same_inputs(document: dict) -> None:
+    many = schema(predictor="predict_many.py:ManyPredictor")["components"]["schemas"]
+    ours, theirs = document["components"]["schemas"]["Input"]["properties"], many["Input"]["properties"]
+    assert list(theirs) == ["images", *INPUTS[1:]]
+    assert theirs["images"]["type"] == "array"
+    assert many["Output"]["type"] == "array"
+    told = ("user_prompt", "seed", "output_format")  # of several pictures, in other words
+    for name in INPUTS[1:]:
+        hidden = "description" if name in told else ""
+        assert {k: v for k, v in theirs[name].items() if k != hidden} == {
+            k: v for k, v in ours[name].items() if k != hidden
+        }
+
+
 def test_command_line_inputs(document: dict, tmp_path: Path) -> None:
     file = tmp_path / "a.png"
     file.write_bytes(b"abc")

@@ -4,6 +4,7 @@ import base64
 import http.server
 import io
 import json
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cog_server import CogServer
+from corpus import CASES
 from PIL import Image
 
 SMALL = {"num_inference_steps": 1, "seed": 5, "scale_factor": 2}
@@ -57,7 +59,11 @@ def test_ready_and_a_prediction(server: CogServer, photograph: np.ndarray) -> No
     assert metrics["device"] == "cpu"
     assert isinstance(metrics["tags"], list)
     assert {"tag", "encode", "denoise", "decode", "color", "file"} <= metrics["seconds"].keys()
-    assert "Tags: " in answer["logs"]
+    assert metrics["recoveries"] == {}
+    assert metrics["plan"].startswith("latent tiles of 128 overlapping 16, 1 at a time")
+    for words in ("Tags: ", "denoise: ", "decode: ", "2/2", "Seed 0, 1 tiles"):
+        assert words in answer["logs"]
+    assert re.search(r"Setup: [\d.]+ s for imports, [\d.]+ s for weights, [\d.]+ s to warm up", "".join(server.lines))
 
 
 @pytest.mark.parametrize(
@@ -147,6 +153,7 @@ def test_cancel_takes_effect_and_the_server_goes_on(server: CogServer) -> None:
     wait_until_free(server)
     assert time.monotonic() - start < 10
     assert any("cancel" in line.lower() for line in server.lines)
+    assert list(Path(server._folder.name, "tmp").glob("seesr-*")) == []
     photograph = np.zeros((16, 16, 3), dtype=np.uint8)
     assert server.predict(image=uri(photograph), **SMALL)[1]["status"] == "succeeded"
 
@@ -201,6 +208,66 @@ def test_outputs_do_not_pile_up(server: CogServer, photograph: np.ndarray) -> No
         server.predict(image=uri(photograph), **SMALL)
     kept = list(Path(server._folder.name, "tmp").glob("seesr-*"))
     assert len(kept) == 1
+
+
+def test_hostile_files_get_a_sentence_and_the_worker_lives(server: CogServer, tmp_path: Path) -> None:
+    refused = 0
+    wait_until_free(server)
+    for case in CASES:
+        path = case.path(tmp_path)
+        if case.error is None or len(path.name) > 100:
+            continue
+        case.write(path)
+        if not path.is_file():
+            continue  # a folder, a pipe or nothing at all can't be sent
+        data = base64.b64encode(path.read_bytes()).decode()
+        start = time.monotonic()
+        status, answer = server.predict(**SMALL, image=f"data:application/octet-stream;base64,{data}")
+        if answer["status"] == "succeeded" and case.picture is not None:
+            continue  # one that may be read or refused
+        assert time.monotonic() - start < 1.5, case.name
+        assert (status, answer["status"]) == (200, "failed"), case.name
+        assert re.search("ValueError: (image must|the result may have)", answer["error"]), case.name
+        assert "\n" not in answer["error"], case.name
+        refused += 1
+    assert refused >= 50
+    assert list(Path(server._folder.name, "tmp").glob("seesr-*")) == []
+    assert server.get("/health-check")["status"] == "READY"
+
+
+def test_two_workers_do_not_disturb_each_other(server: CogServer, photograph: np.ndarray) -> None:
+    inputs = {"image": uri(photograph), **SMALL}
+    wait_until_free(server)
+    alone = server.predict(**inputs)[1]["output"]
+    with CogServer() as second:
+        answers: list[str] = []
+
+        def ask(which: CogServer) -> None:
+            answers.extend(which.predict(**inputs)[1]["output"] for _ in range(3))
+
+        threads = [threading.Thread(target=ask, args=(which,)) for which in (server, second)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert answers == [alone] * 6
+
+
+def test_several_images_in_one_request(photograph: np.ndarray) -> None:
+    with CogServer(predictor="predict_many.py:ManyPredictor") as many:
+        assert many.health["status"] == "READY"
+        turned = photograph.transpose(1, 0, 2).copy()
+        status, answer = many.predict(images=[uri(photograph), uri(turned)], **SMALL)
+        assert (status, answer["status"]) == (200, "succeeded")
+        sizes = [picture({"output": output}).size for output in answer["output"]]
+        assert sizes == [(100, 66), (66, 100)]
+        assert answer["metrics"]["seed"] == answer["metrics"]["seed_2"] == 5
+        bad = "data:text/plain;base64," + base64.b64encode(b"no").decode()
+        _, failed = many.predict(images=[uri(photograph), bad], **SMALL)
+        assert failed["status"] == "failed"
+        assert "images, number 2: image must be a picture" in failed["error"]
+        assert "images must hold at least one picture" in many.predict(images=[], **SMALL)[1]["error"]
+        assert len(list(Path(many._folder.name, "tmp").glob("seesr-*"))) == 1, "the last good answer, until the next"
 
 
 def wait_until_free(server: CogServer) -> None:
