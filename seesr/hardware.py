@@ -18,31 +18,45 @@ from torch.overrides import TorchFunctionMode
 log = logging.getLogger(__name__)
 
 
+OUTPUT_PIXELS = 8192 * 8192
+"""The largest result. What a card's memory holds may be less: seesr.memory decides that from what is free."""
+
+
 @dataclass(frozen=True)
 class Profile:
-    """Defaults for one kind of machine. Tiles are in latent pixels; `memory` is the card's, in GB.
+    """Defaults for one kind of machine. `memory` is the card's, in GB, `capability` its CUDA compute capability.
 
-    `latent_tile` and `tile_batch` set how the latent is denoised, `vae_tile` how it is encoded and decoded.
+    `latent_tile`, its `overlap` and `vae_tile` (0: no tiles) are in latent pixels; `tile_batch` tiles are denoised at
+    once. Memory may make all of them smaller.
     """
 
     name: str
     memory: int
+    capability: tuple[int, int]
     dtype: torch.dtype
     latent_tile: int
+    overlap: int
     tile_batch: int
     vae_tile: int
+    output_pixels: int = OUTPUT_PIXELS
 
 
-CPU = Profile("cpu", 0, torch.float32, latent_tile=128, tile_batch=1, vae_tile=256)
+CPU = Profile("cpu", 0, (0, 0), torch.float32, latent_tile=128, overlap=16, tile_batch=1, vae_tile=256)
 
-# Tiles as the customer asked for them: 320 on the big cards, 256 and VAE tiles of 128 on those with 16 GB.
+# Tiles as the customer asked for them: 320 on the big cards and no VAE tiles up to what fits, 256 and VAE tiles of
+# 128 on those with 16 GB. An overlap of an eighth hides seams.
+_LARGE: dict[str, Any] = {"dtype": torch.float16, "latent_tile": 320, "overlap": 40, "vae_tile": 0}
+_SMALL: dict[str, Any] = {"dtype": torch.float16, "latent_tile": 256, "overlap": 32, "vae_tile": 128}
 GPUS = {
-    "t4": Profile("t4", 16, torch.float16, latent_tile=256, tile_batch=1, vae_tile=128),
-    "v100": Profile("v100", 16, torch.float16, latent_tile=256, tile_batch=1, vae_tile=128),
-    "a40-large": Profile("a40-large", 48, torch.float16, latent_tile=320, tile_batch=1, vae_tile=256),
-    "l40s": Profile("l40s", 48, torch.float16, latent_tile=320, tile_batch=1, vae_tile=256),
-    "a100-large": Profile("a100-large", 80, torch.float16, latent_tile=320, tile_batch=2, vae_tile=256),
-    "h100": Profile("h100", 80, torch.float16, latent_tile=320, tile_batch=2, vae_tile=256),
+    profile.name: profile
+    for profile in (
+        Profile("t4", 16, (7, 5), tile_batch=1, **_SMALL),
+        Profile("v100", 16, (7, 0), tile_batch=1, **_SMALL),
+        Profile("a40-large", 48, (8, 6), tile_batch=1, **_LARGE),
+        Profile("l40s", 48, (8, 9), tile_batch=1, **_LARGE),
+        Profile("a100-large", 80, (8, 0), tile_batch=2, **_LARGE),
+        Profile("h100", 80, (9, 0), tile_batch=2, **_LARGE),
+    )
 }
 
 _CARDS = {

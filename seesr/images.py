@@ -291,4 +291,9 @@ def to_image(tensor: Tensor) -> Image.Image:
     for rows in torch.arange(tensor.shape[2]).split(1024):  # a strip at a time: the temporaries stay small
         part = slice(int(rows[0]), int(rows[-1]) + 1)
         pixels[part] = (tensor[0, :, part].clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu()
-    return Image.fromarray(pixels.numpy())
+    return from_pixels(pixels.numpy())
+
+
+def from_pixels(pixels: np.ndarray) -> Image.Image:
+    """(H, W, 3) uint8 -> RGB picture"""
+    return Image.fromarray(pixels)

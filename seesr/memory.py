@@ -96,7 +96,7 @@ class Plan:
         parts = [f"latent tiles of {self.latent_tile} overlapping {self.overlap}, {self.tile_batch} at a time"]
         for way, tiles in (("encode", self.encode), ("decode", self.decode)):
             sample = "" if tiles.together is None else f" ({tiles.together} settle its statistics)"
-            parts.append(f"VAE tiles of {tiles.tile or 'the whole'} to {way}{sample}")
+            parts.append(f"VAE tiles of {tiles.tile}{sample} to {way}" if tiles.tile else f"no VAE tiles to {way}")
         return ", ".join([*parts, f"colours by {self.strip} rows"])
 
 

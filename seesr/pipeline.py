@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MAX_OUTPUT_PIXELS = 8192 * 8192
-
 
 @dataclass(frozen=True)
 class Result:
@@ -79,6 +77,8 @@ class SeeSR:
         self.parts = parts
         self.profile = profile
         self.device = device
+        self.memory_limit: int | None = None
+        """Bytes that an upscale may plan with, where that is less than what is free."""
         self.schedule = Schedule(parts.scheduler)
         self.prompts = PromptEncoder(parts.tokenizer, parts.text_encoder)
         self.factor = 2 ** (len(parts.vae.config["block_out_channels"]) - 1)
@@ -117,7 +117,8 @@ class SeeSR:
         settings = replace(settings, seed=secrets.randbits(32) if settings.seed is None else settings.seed)
         assert settings.seed is not None
         image = image.convert("RGB")
-        target, working = working_size((image.height, image.width), settings.scale_factor, self.parts.process_size)
+        size, limit = (image.height, image.width), self.profile.output_pixels
+        target, working = working_size(size, settings.scale_factor, self.parts.process_size, limit)
         padded = self._padded_size(working)
         run = self._run(settings, noise, padded)
         tags, tokens = run.stage("tag", lambda: self._tag(image))
@@ -195,7 +196,8 @@ class SeeSR:
         is more than half of the tile.
         """
         tile = settings.latent_tiled_size or self.profile.latent_tile
-        overlap = settings.latent_tiled_overlap or math.ceil(tile / 8)
+        usual = self.profile.overlap if tile == self.profile.latent_tile else math.ceil(tile / 8)
+        overlap = settings.latent_tiled_overlap or usual
         if overlap > tile // 2:
             raise ValueError(
                 f"latent_tiled_overlap must be at most half of this machine's tile ({tile}), got {overlap}; "
@@ -203,7 +205,8 @@ class SeeSR:
             )
         vae = VaeTiles(self.profile.vae_tile)
         wanted = Plan(tile, overlap, self.profile.tile_batch, vae, vae)
-        plan = self.memory.fit(size, settings, wanted, hardware.free_memory(self.device))
+        free = hardware.free_memory(self.device)
+        plan = self.memory.fit(size, settings, wanted, min(free, self.memory_limit or free))
         if plan != wanted:
             log.info("To stay within the free memory this runs with %s.", plan)
         return plan
@@ -400,17 +403,19 @@ def seeded_noise(seed: int | None) -> Noise:
     return lambda name, shape: torch.randn(shape, generator=generator)
 
 
-def working_size(size: tuple[int, int], scale: float, process_size: int) -> tuple[tuple[int, int], tuple[int, int]]:
+def working_size(
+    size: tuple[int, int], scale: float, process_size: int, limit: int = hardware.OUTPUT_PIXELS
+) -> tuple[tuple[int, int], tuple[int, int]]:
     """(height, width) of the input -> the target (height, width) and the size to work at.
 
     The target is round(scale * side). Both are the same unless the target's short side is below `process_size`; then
     the working picture is larger by one factor, but no longer than 8 * `process_size` or the target itself (what a
-    long thin picture's short side then lacks is padded). Raises ValueError for a target of more than MAX_OUTPUT_PIXELS.
+    long thin picture's short side then lacks is padded). Raises ValueError for a target of more than `limit` pixels.
     """
     target = (max(1, round(scale * size[0])), max(1, round(scale * size[1])))
-    if target[0] * target[1] > MAX_OUTPUT_PIXELS:
+    if target[0] * target[1] > limit:
         raise ValueError(
-            f"the result may have at most {MAX_OUTPUT_PIXELS / 1e6:.0f} megapixels (8192 x 8192), "
+            f"the result may have at most {limit / 1e6:.0f} megapixels, "
             f"scale_factor {scale:g} would give {target[1]} x {target[0]}; lower it or make the image smaller"
         )
     short, long = sorted(target)

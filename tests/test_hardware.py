@@ -45,6 +45,18 @@ def test_the_cpu_is_the_cpu_whatever_was_asked_for(caplog: pytest.LogCaptureFixt
     assert "SEESR_GPU asks for t4, but this runs on the CPU" in caplog.text
 
 
+def test_profiles_are_those_of_their_cards() -> None:
+    for name, profile in GPUS.items():
+        assert profile.name == name
+        assert profile.dtype == torch.float16
+        assert profile.overlap >= 0.12 * profile.latent_tile
+        assert profile.output_pixels == 8192**2
+        if profile.memory == 16:
+            assert (profile.latent_tile, profile.vae_tile) == (256, 128)
+        else:
+            assert (profile.latent_tile, profile.vae_tile) == (320, 0)
+
+
 def test_an_unknown_name_is_refused() -> None:
     with pytest.raises(ValueError, match=r"SEESR_GPU must be one of t4, v100, .*got 'tpu'"):
         hardware.profile("cpu", "tpu")

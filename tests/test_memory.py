@@ -29,6 +29,10 @@ def tiny(tiny_bundle: Path) -> SeeSR:
 
 @pytest.fixture(scope="module")
 def full_size() -> MemoryModel:
+    return build_full_size()
+
+
+def build_full_size() -> MemoryModel:
     """Of the real widths, without their weights, in fp16."""
     unet = weights.build_empty(lambda: weights.build_unet(manifest("seesr_unet_config"), 512)).half()
     controlnet = weights.build_empty(lambda: weights.build_controlnet(manifest("seesr_controlnet_config"), 512)).half()

@@ -149,9 +149,7 @@ def test_working_size(size: tuple[int, int], scale: float, target: tuple[int, in
 
 def test_a_result_beyond_the_limit_is_refused() -> None:
     assert working_size((1024, 1024), 8, 512)[0] == (8192, 8192)
-    with pytest.raises(
-        ValueError, match=r"at most 67 megapixels \(8192 x 8192\), scale_factor 8 would give 16000 x 8000"
-    ):
+    with pytest.raises(ValueError, match=r"at most 67 megapixels, scale_factor 8 would give 16000 x 8000"):
         working_size((1000, 2000), 8, 512)
 
 

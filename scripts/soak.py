@@ -1,0 +1,96 @@
+#!/usr/bin/env python3
+"""Show that the worker lasts: many predictions in a row, or one picture of 8192 x 8192 within a memory limit.
+
+Prints resident memory and open files of the server's processes as they go; exits with 1 where they grow.
+"""
+
+import argparse
+import base64
+import io
+import logging
+import resource
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from cog_server import CogServer
+
+from seesr import images
+from seesr.pipeline import SeeSR
+from seesr.settings import Settings
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def picture_of(height: int, width: int, seed: int) -> str:
+    """A data URI of a smooth picture with noise."""
+    y, x = np.mgrid[0:height, 0:width]
+    base = np.stack([x * 255 / width, y * 255 / height, (x // 8 + y // 8) % 2 * 200], axis=2)
+    pixels = np.clip(base + np.random.default_rng(seed).normal(0, 8, base.shape), 0, 255).astype(np.uint8)
+    stream = io.BytesIO()
+    images.from_pixels(pixels).save(stream, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
+
+
+def state(server: CogServer) -> tuple[float, int, int]:
+    """MB resident, open files and temporary files of the server and its workers."""
+    parent = psutil.Process(server._process.pid)
+    family = [parent, *parent.children(recursive=True)]
+    left = [path for path in Path(server._folder.name, "tmp").rglob("*") if path.is_file()]
+    return sum(p.memory_info().rss for p in family) / 1e6, sum(p.num_fds() for p in family), len(left)
+
+
+def soak(count: int) -> bool:
+    """`count` predictions of changing size, steps and format -> whether memory and files stayed flat."""
+    rows = []
+    with CogServer() as server:
+        for number in range(count):
+            height, width = 24 + number % 5 * 8, 24 + number % 7 * 8
+            status, answer = server.predict(
+                image=picture_of(height, width, number),
+                num_inference_steps=1 + number % 2,
+                output_format=("png", "webp", "jpg")[number % 3],
+                seed=number,
+            )
+            if (status, answer["status"]) != (200, "succeeded"):
+                raise RuntimeError(f"prediction {number} gave {status}: {answer}")
+            if (number + 1) % 20 == 0:
+                rows.append(state(server))
+                print("after {:4d}: {:7.1f} MB, {} open files, {} temporary".format(number + 1, *rows[-1]), flush=True)
+    settled, last = rows[len(rows) // 4], rows[-1]
+    return last[0] < 1.03 * settled[0] and last[1] <= settled[1] and last[2] <= 1
+
+
+def large(bundle: Path, limit: float) -> bool:
+    """2048 x 2048 -> 8192 x 8192 with `limit` GB to use -> whether the process stayed within it."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    seesr = SeeSR.load(bundle)
+    used = psutil.Process().memory_info().rss
+    seesr.memory_limit = int(0.9 * (limit * 1e9 - used))
+    photograph = images.resize(images.open_image(ROOT / "examples/building.jpg").rgb, (2048, 2048))
+    start = time.perf_counter()
+    result = seesr.upscale(photograph, Settings(num_inference_steps=1, scale_factor=4, seed=1))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    print(f"{result.image.width} x {result.image.height} in {time.perf_counter() - start:.0f} s by {result.plan}")
+    print(f"peak resident {peak:.1f} GB of {limit:.0f} GB, recoveries {result.recoveries}")
+    return peak <= limit
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=200, help="predictions in a row")
+    parser.add_argument("--large", type=float, metavar="GB", help="instead: 2048 -> 8192 within so many GB")
+    parser.add_argument("--bundle", type=Path, default=ROOT / "weights/tiny", help="for --large")
+    arguments = parser.parse_args()
+    flat = large(arguments.bundle, arguments.large) if arguments.large else soak(arguments.count)
+    print("within bounds" if flat else "it grows")
+    sys.exit(0 if flat else 1)
+
+
+if __name__ == "__main__":
+    main()
