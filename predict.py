@@ -76,6 +76,8 @@ class Predictor(BasePredictor):
         from seesr.memory import attempt
 
         picture = images.open_image(file)
+        width, height = (round(settings.scale_factor * side) for side in picture.rgb.size)
+        images.check_output((width, height), settings)  # before the work, not after it
         result = self.seesr.upscale(picture.rgb, settings)
         assert self.output is not None
         name = f"output-{number + 1}" if number else "output"

@@ -221,6 +221,17 @@ def _exif(image: Image.Image) -> tuple[bytes | None, int]:
         return None, 1
 
 
+def check_output(size: tuple[int, int], settings: Settings) -> None:
+    """Raise ValueError where settings.output_format can't hold a result of `size` (width, height)."""
+    kind = settings.output_format
+    limit = {"png": 2**31 - 1, "webp": WEBP_SIDE, "jpg": JPEG_SIDE}[kind]
+    if max(size) > limit:
+        raise ValueError(
+            f"{kind} holds at most {limit} pixels a side, the result has {size[0]} x {size[1]}; "
+            "ask for output_format png"
+        )
+
+
 def save_image(picture: Picture, upscaled: Image.Image, path: str | Path, settings: Settings) -> None:
     """Write `upscaled` to `path` as settings.output_format, with the alpha, greyness, profile and EXIF of `picture`.
 
@@ -228,12 +239,7 @@ def save_image(picture: Picture, upscaled: Image.Image, path: str | Path, settin
     Raises ValueError where the format can't hold the size.
     """
     kind = settings.output_format
-    limit = {"png": 2**31 - 1, "webp": WEBP_SIDE, "jpg": JPEG_SIDE}[kind]
-    if max(upscaled.size) > limit:
-        raise ValueError(
-            f"{kind} holds at most {limit} pixels a side, the result has {upscaled.width} x {upscaled.height}; "
-            "ask for output_format png"
-        )
+    check_output(upscaled.size, settings)
     image, icc = _from_srgb(upscaled, picture.icc, picture.grey)
     if picture.alpha is not None:
         image = _with_alpha(image, picture.alpha, kind)

@@ -4,6 +4,7 @@ import base64
 import http.server
 import io
 import json
+import logging
 import re
 import threading
 import time
@@ -13,9 +14,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cog import Path as CogPath
 from cog_server import CogServer
 from corpus import CASES
 from PIL import Image
+
+from predict import Predictor
+from seesr import images
+from seesr.settings import Settings
 
 SMALL = {"num_inference_steps": 1, "seed": 5, "scale_factor": 2}
 
@@ -232,6 +238,7 @@ def test_hostile_files_get_a_sentence_and_the_worker_lives(server: CogServer, tm
         refused += 1
     assert refused >= 50
     assert list(Path(server._folder.name, "tmp").glob("seesr-*")) == []
+    wait_until_free(server)
     assert server.get("/health-check")["status"] == "READY"
 
 
@@ -268,6 +275,55 @@ def test_several_images_in_one_request(photograph: np.ndarray) -> None:
         assert "images, number 2: image must be a picture" in failed["error"]
         assert "images must hold at least one picture" in many.predict(images=[], **SMALL)[1]["error"]
         assert len(list(Path(many._folder.name, "tmp").glob("seesr-*"))) == 1, "the last good answer, until the next"
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 700), (700, 1), (2, 3)])
+def test_extreme_shapes_work(server: CogServer, shape: tuple[int, int]) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (*shape, 3), dtype=np.uint8)
+    wait_until_free(server)
+    _, answer = server.predict(image=uri(pixels), num_inference_steps=1, scale_factor=4)
+    assert answer["status"] == "succeeded", answer
+    assert picture(answer).size == (4 * shape[1], 4 * shape[0])
+
+
+def test_a_format_that_cannot_hold_the_result_is_told_before_the_work(server: CogServer) -> None:
+    wait_until_free(server)
+    pixels = np.zeros((1, 4100, 3), dtype=np.uint8)
+    _, answer = server.predict(image=uri(pixels), scale_factor=4, output_format="webp")
+    assert (
+        "webp holds at most 16383 pixels a side, the result has 16400 x 4; ask for output_format png" in answer["error"]
+    )
+    assert "Tags" not in answer["logs"]
+
+
+def test_memory_that_runs_out_at_the_file_is_met_too(
+    photograph: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In this process, as nothing reaches into the server's worker."""
+    predictor, metrics = Predictor(), {}
+    monkeypatch.setattr(predictor, "record_metric", metrics.__setitem__)
+    monkeypatch.setattr(logging, "basicConfig", lambda **_: None)  # pytest's own handlers stay
+    predictor.setup()
+    Image.fromarray(photograph).save(tmp_path / "a.png")
+    inputs = {name: getattr(Settings(), name) for name in ("user_prompt", "positive_prompt", "negative_prompt")}
+    inputs |= {"num_inference_steps": 1, "scale_factor": 2.0, "cfg_scale": 1.0, "latent_tiled_size": 0, "seed": 1}
+    inputs |= {"latent_tiled_overlap": 0, "color_fix": "wavelet", "output_format": "png", "output_quality": 95}
+    wanted = predictor.predict(image=CogPath(tmp_path / "a.png"), **inputs).read_bytes()
+    save, left = images.save_image, [1]
+
+    def failing(*args: Any) -> None:
+        save(*args)
+        if left[0]:
+            left[0] -= 1
+            raise MemoryError
+
+    monkeypatch.setattr(images, "save_image", failing)
+    assert predictor.predict(image=CogPath(tmp_path / "a.png"), **inputs).read_bytes() == wanted
+    left[0] = 9
+    with pytest.raises(MemoryError, match="not enough memory for the file stage"):
+        predictor.predict(image=CogPath(tmp_path / "a.png"), **inputs)
+    assert predictor.output is None
+    predictor._remove_output()
 
 
 def wait_until_free(server: CogServer) -> None:
