@@ -25,6 +25,9 @@ class ManyPredictor(Predictor):
         seed: Optional[int] = Input(default=None, ge=0, description="The same seed gives the same pictures. Empty draws one for each and reports it."),
         output_format: str = Input(default="png", choices=["png", "webp", "jpg"], description="File format of the results. jpg has no transparency."),
         output_quality: int = Input(default=95, ge=1, le=100, description="Quality of webp and jpg; png has no loss."),
+        use_kds: bool = Input(default=False, description="Kernel density steering: denoise several times and keep what most runs agree on. Costs num_particles times the denoising."),
+        num_particles: int = Input(default=4, ge=1, le=16, description="Runs of the picture with use_kds. More agree better and take proportionally longer."),
+        bandwidth: float = Input(default=0.3, ge=0.1, le=0.8, description="How near runs must be to count as agreeing with use_kds: low keeps detail, high averages."),
     ) -> list[Path]:
         """Enlarge photographs and restore them."""
         # fmt: on

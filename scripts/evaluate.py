@@ -16,7 +16,8 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from seesr.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = {"scikit-image": "0.26.0", "scikit-learn": "1.9.1", "matplotlib": "3.11.2"}
+KDS_RUNS, KDS_BANDWIDTHS = (4, 8), (0.1, 0.3, 0.6)
 LISTING = ROOT / "scripts/test-photographs.json"
 PEER = "realesrgan-x4plus"
 PEER_SCALE = 4
@@ -246,6 +248,33 @@ def methods(seesr: SeeSR, seed: int, scale: int = SCALE, peers: bool = False) ->
     return named | {f"ours, {steps} step{'s' if steps > 1 else ''}": ours(steps) for steps in (1, 2, 4)}
 
 
+def steered(seesr: SeeSR, seed: int, scale: int, steps: int) -> dict[str, Method]:
+    """Kernel density steering against one run, the plain mean of N runs, and the one of them nearest that mean."""
+    plain = Settings(num_inference_steps=steps, scale_factor=scale, seed=seed)
+
+    def run(small: np.ndarray, **changed: Any) -> np.ndarray:
+        return np.asarray(seesr.upscale(as_image(small), replace(plain, **changed)).image)
+
+    def runs(small: np.ndarray, count: int) -> np.ndarray:
+        return np.stack([run(small, seed=seed + number) for number in range(count)]).astype(np.float32)
+
+    def average(small: np.ndarray, count: int) -> np.ndarray:
+        return runs(small, count).mean(0).round().astype(np.uint8)
+
+    def nearest(small: np.ndarray, count: int) -> np.ndarray:
+        found = runs(small, count)
+        return found[np.square(found - found.mean(0)).mean((1, 2, 3)).argmin()].astype(np.uint8)
+
+    named: dict[str, Method] = {"bicubic": methods(seesr, seed, scale)["bicubic"], "1 run": run}
+    for count in KDS_RUNS:
+        named[f"mean of {count}"] = partial(average, count=count)
+        named[f"nearest of {count}"] = partial(nearest, count=count)
+        for bandwidth in KDS_BANDWIDTHS:
+            changed = {"use_kds": True, "num_particles": count, "bandwidth": bandwidth}
+            named[f"kds {count}, {bandwidth}"] = partial(run, **changed)
+    return named
+
+
 def as_image(pixels: np.ndarray) -> Any:
     return images.to_image(torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None] / 255)
 
@@ -335,11 +364,11 @@ def write_json(rows: list[Row], path: Path, seed: int, clean: bool) -> None:
 
 
 def evaluate(
-    seesr: SeeSR, folder: Path, seed: int, scale: int, clean: bool = False, peers: bool = False
+    seesr: SeeSR, folder: Path, seed: int, scale: int, clean: bool = False, peers: bool = False, kds: int = 0
 ) -> tuple[list[Row], list[list[tuple[str, np.ndarray]]]]:
     """Every method on every photograph of `folder` -> the rows, and the labelled results for the sheet"""
     distance, quality = deep_distance(), brisque()
-    named = methods(seesr, seed, scale, peers)
+    named = steered(seesr, seed, scale, kds) if kds else methods(seesr, seed, scale, peers)
     rows: list[Row] = []
     pictures: list[list[tuple[str, np.ndarray]]] = []
     for number, path in enumerate(sorted(path for path in folder.iterdir() if path.is_file())):
@@ -386,6 +415,9 @@ def main() -> None:
     )
     parser.add_argument("--clean", action="store_true", help="make small by area only: no blur, noise or JPEG")
     parser.add_argument("--peers", action="store_true", help="also run Real-ESRGAN x4plus (requirements-eval.txt)")
+    parser.add_argument(
+        "--kds", type=int, choices=(1, 2, 4), default=0, metavar="STEPS", help="instead: kernel density steering"
+    )
     parser.add_argument("--json", type=Path, help="where to write the table, and each photograph's numbers, as JSON")
     parser.add_argument("--sheet", type=Path, help="where to write the comparison sheet (.png or .jpg)")
     parser.add_argument(
@@ -405,7 +437,7 @@ def main() -> None:
     seesr = SeeSR.load(arguments.bundle)
     rows, pictures = [], []
     for scale in sorted(set(arguments.scales)):
-        found, shown = evaluate(seesr, folder, arguments.seed, scale, arguments.clean, arguments.peers)
+        found, shown = evaluate(seesr, folder, arguments.seed, scale, arguments.clean, arguments.peers, arguments.kds)
         print(f"Enlarged {scale} times, small pictures {'clean' if arguments.clean else 'damaged'}:\n{table(found)}")
         rows, pictures = rows + found, pictures + shown
     if arguments.json:

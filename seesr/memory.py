@@ -71,10 +71,10 @@ class Plan:
         """The tiles over a latent of `size` (height, width)."""
         return tile_grid(size, self.latent_tile, self.overlap)
 
-    def smaller(self, stage: str, size: tuple[int, int]) -> "Plan | None":
+    def smaller(self, stage: str, size: tuple[int, int], particles: int = 1) -> "Plan | None":
         """What to try after `stage` ran out of memory on a latent of `size`; None where nothing is left to try."""
         if stage == "denoise":
-            return self._smaller_tiles(size)
+            return self._smaller_tiles(size, particles)
         if stage == "color" and self.strip > STRIP_FLOOR:
             return replace(self, strip=self.strip // 2)
         if stage == "encode" and (tiles := self.encode.smaller(size)) is not None:
@@ -83,8 +83,8 @@ class Plan:
             return replace(self, decode=tiles)
         return None
 
-    def _smaller_tiles(self, size: tuple[int, int]) -> "Plan | None":
-        count = len(self.grid(size))
+    def _smaller_tiles(self, size: tuple[int, int], particles: int) -> "Plan | None":
+        count = len(self.grid(size)) * particles
         if min(self.tile_batch, count) > 1:
             return replace(self, tile_batch=min(self.tile_batch, count) // 2)
         tile = min(self.latent_tile, max(size)) // 2
@@ -200,10 +200,11 @@ class MemoryModel:
         """Bytes beside the weights at each stage's worst moment, for a padded working picture of `size` (H, W)."""
         latent = (size[0] // self.factor, size[1] // self.factor)
         picture, state = 12 * size[0] * size[1], 4 * self.channels * latent[0] * latent[1]
-        drawn = (settings.num_inference_steps + 1) * state
+        particles = settings.particles
+        drawn = (settings.num_inference_steps + 1) * state * particles
         grid = plan.grid(latent)
         area = grid.tile[0] * grid.tile[1]
-        batch = min(plan.tile_batch, len(grid)) * (2 if settings.cfg_scale > 1 else 1)
+        batch = min(plan.tile_batch, len(grid) * particles) * (2 if settings.cfg_scale > 1 else 1)
         steps = settings.num_inference_steps > 1
         tiles = self._tiles(area * batch, False)
         if steps:  # each tile is embedded once, and all embeddings are kept
@@ -212,8 +213,8 @@ class MemoryModel:
             )
         wholes, strips = _COLOR[settings.color_fix]
         return {
-            "encode": 2 * picture + drawn + self._vae("encode", latent, plan.encode),
-            "denoise": picture + drawn + 4 * state + tiles,
+            "encode": 2 * picture + drawn + 2 * state * (particles - 1) + self._vae("encode", latent, plan.encode),
+            "denoise": picture + drawn + 4 * state * particles + _steering(latent, particles) + tiles,
             "decode": picture + drawn + 2 * state + self._vae("decode", latent, plan.decode),
             "color": wholes * picture + drawn + state + strips * 12 * size[1] * min(plan.strip + 62, size[0]),
         }
@@ -229,7 +230,7 @@ class MemoryModel:
             stage = max(peaks, key=lambda name: peaks[name])
             if peaks[stage] <= free:
                 return plan
-            smaller = plan.smaller(stage, latent)
+            smaller = plan.smaller(stage, latent, settings.particles)
             if smaller is None:
                 raise ValueError(
                     f"a result of {size[1]} x {size[0]} pixels needs about {peaks[stage] / 1e9:.1f} GB of memory in "
@@ -311,6 +312,11 @@ class MemoryModel:
 
 _COLOR = {"wavelet": (3, 7), "dwt": (4, 0), "adain": (5, 0), "none": (2, 0)}
 """What color_fix.match_color holds at its worst: whole pictures (its two arguments too), and strips of one."""
+
+
+def _steering(latent: tuple[int, int], particles: int) -> int:
+    """What kds.steer holds: the distances of every pair at every latent pixel, float32, once more while they pool."""
+    return 0 if particles == 1 else 2 * 4 * particles**2 * latent[0] * latent[1]
 
 
 def _token_dim(unet: Any) -> int:

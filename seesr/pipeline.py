@@ -1,5 +1,6 @@
 """SeeSR: the steps of one upscale, in the order they happen."""
 
+import itertools
 import logging
 import math
 import secrets
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from seesr import hardware, images, vae_tiling, weights
+from seesr import hardware, images, kds, vae_tiling, weights
 from seesr.color_fix import match_color
 from seesr.memory import MemoryModel, Plan, VaeTiles
 from seesr.prompts import PromptEncoder
@@ -166,6 +167,8 @@ class SeeSR:
     ) -> Tensor:
         """(1, 3, H, W) in [0, 1], H and W multiples of `factor` -> the clean latent (1, C, h, w), float32, scaled
 
+        With use_kds it is one of num_particles, steered.
+
         `noise` is asked for every draw; without it draws come in that order from one CPU generator seeded by
         `settings.seed`, so a seed gives the same picture on every device. `negative_text` acts above cfg_scale 1;
         without it the settings' negative_prompt does.
@@ -243,9 +246,9 @@ class SeeSR:
         return height, width
 
     def _start(self, control: Tensor, run: Run) -> Tensor:
-        """(1, 3, H, W) in [0, 1] -> the noisy latent (1, C, h, w) that denoising starts from"""
+        """(1, 3, H, W) in [0, 1] -> the noisy latents (N, C, h, w) that denoising starts from, one per particle"""
         vae = self.parts.vae
-        shape = (1, vae.config["latent_channels"], *run.size)
+        shape = (run.settings.particles, vae.config["latent_channels"], *run.size)
         start = run.draw("init", shape).to(self.device, torch.float32)
         if run.settings.start_point == "noise":
             return start
@@ -289,12 +292,14 @@ class SeeSR:
     def _denoise(self, latent: Tensor, control: Tensor, conditions: Conditions, run: Run, grid: TileGrid) -> Tensor:
         steps = self.schedule.timesteps(run.settings.num_inference_steps)
         pictures = Pictures(self, control, grid, embedded=len(steps) > 1)
-        with tqdm(total=len(steps) * len(grid), desc="denoise", unit="tile", file=sys.stdout) as bar:
+        with tqdm(total=len(steps) * len(grid) * len(latent), desc="denoise", unit="tile", file=sys.stdout) as bar:
             for i, t in enumerate(steps):
                 output = self._predict_finite(latent, pictures, t, conditions, run, bar)
                 x0 = self.schedule.predict_x0(latent, output, t)
+                if run.settings.use_kds:
+                    x0 = kds.steer(x0, run.settings.bandwidth)
                 if i == len(steps) - 1:
-                    return x0
+                    return x0[[kds.nearest_to_mean(x0)]] if len(x0) > 1 else x0
                 step_noise = run.draw(f"step{i}", tuple(latent.shape)).to(self.device, torch.float32)
                 latent = self.schedule.step(latent, x0, t, steps[i + 1], step_noise)
         raise AssertionError("timesteps() returned no step")
@@ -315,17 +320,18 @@ class SeeSR:
             run.precision += 1
             run.recoveries["overflow in denoise"] += 1
             log.warning("The UNet overflowed in %s: again by %s.", loaded, raised[run.precision].__name__)
-            bar.total += len(pictures.grid)
+            bar.total += len(pictures.grid) * len(latent)
 
     def _predict_tiles(
         self, whole: Tensor, pictures: "Pictures", t: int, conditions: Conditions, run: Run, bar: Any
     ) -> Iterator[Tensor]:
-        """Model outputs of all tiles, a batch at a time; with guidance each tile takes a second, negative branch."""
+        """Model outputs (N, C, th, tw) of all tiles; N particles and, with guidance, a second, negative branch each."""
         negative, settings, offsets = conditions.negative_text, run.settings, pictures.grid.offsets
-        for first in range(0, len(offsets), run.plan.tile_batch):
-            numbers = range(first, min(first + run.plan.tile_batch, len(offsets)))
-            latent = torch.cat([pictures.grid.crop(whole, offsets[number]) for number in numbers])
-            picture = torch.cat([pictures[number] for number in numbers])
+        works = list(itertools.product(range(len(offsets)), range(len(whole))))
+        ready: list[Tensor] = []
+        for batch in (works[i : i + run.plan.tile_batch] for i in range(0, len(works), run.plan.tile_batch)):
+            latent = torch.cat([pictures.grid.crop(whole[[one]], offsets[tile]) for tile, one in batch])
+            picture = torch.cat([pictures[tile] for tile, _ in batch])
             text = conditions.text
             if negative is not None:
                 text = torch.cat([states.expand(len(latent), -1, -1) for states in (negative, text)])
@@ -334,8 +340,11 @@ class SeeSR:
             if negative is not None:
                 away, toward = output.chunk(2)
                 output = away + settings.cfg_scale * (toward - away)
-            bar.update(len(numbers))
-            yield from output.split(1)
+            bar.update(len(batch))
+            ready += output.split(1)
+            while len(ready) >= len(whole):
+                yield torch.cat(ready[: len(whole)])
+                ready = ready[len(whole) :]
 
 
 class Pictures:

@@ -65,7 +65,7 @@ class Run:
 
     def _shrink(self, stage: str) -> bool:
         self.recoveries[f"out of memory in {stage}"] += 1
-        smaller = self.plan.smaller(stage, self.size)
+        smaller = self.plan.smaller(stage, self.size, self.settings.particles)
         if smaller is None:
             return False
         log.warning("Out of memory in the %s stage: trying again with %s.", stage, smaller)

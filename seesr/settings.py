@@ -15,13 +15,15 @@ _RANGES = {
     "output_quality": (1, 100),
     "conditioning_scale": (0, 10),
     "seed": (0, 2**63 - 1),
+    "num_particles": (1, 16),
+    "bandwidth": (0.1, 0.8),
 }
 _CHOICES = {
     "color_fix": get_args(ColorFix),
     "output_format": get_args(OutputFormat),
     "start_point": get_args(StartPoint),
 }
-_WHOLE = ("num_inference_steps", "latent_tiled_size", "latent_tiled_overlap", "output_quality", "seed")
+_WHOLE = ("num_inference_steps", "latent_tiled_size", "latent_tiled_overlap", "output_quality", "seed", "num_particles")
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,9 @@ class Settings:
     seed: int | None = None
     output_format: OutputFormat = "png"
     output_quality: int = 95
+    use_kds: bool = False
+    num_particles: int = 4
+    bandwidth: float = 0.3
     start_point: StartPoint = "lr"
     conditioning_scale: float = 1.0
 
@@ -60,6 +65,11 @@ class Settings:
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
         self._check_tiles()
+
+    @property
+    def particles(self) -> int:
+        """How many runs of the picture there are: one without kernel density steering."""
+        return self.num_particles if self.use_kds else 1
 
     def _check_tiles(self) -> None:
         tile, overlap = self.latent_tiled_size, self.latent_tiled_overlap

@@ -18,6 +18,7 @@ LEVELS = {
     "ram.keys": 0,
     "seesr.image_attention": 1,
     "seesr.vae_tiling": 1,
+    "seesr.kds": 1,
     "seesr.prompts": 1,
     "ram.tagger": 1,
     "seesr.memory": 2,

