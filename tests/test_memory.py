@@ -62,7 +62,7 @@ def measured(seesr: SeeSR, picture: Tensor, settings: Settings, plan: Plan, patc
     return peaks
 
 
-@pytest.mark.parametrize("bundle", ["tiny", "golden"])
+@pytest.mark.parametrize("bundle", ["tiny", pytest.param("golden", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("size", "steps", "guidance", "plan"),
     [
@@ -96,6 +96,7 @@ def test_predicted_peaks_are_the_measured_ones(
         assert 0.85 * real[stage] < peak < 1.3 * real[stage], stage
 
 
+@pytest.mark.slow
 def test_particles_are_counted(tiny: SeeSR, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = Settings(num_inference_steps=2, use_kds=True, num_particles=8, seed=1)
     plan = replace(EXACT, latent_tile=64, overlap=8, tile_batch=4)

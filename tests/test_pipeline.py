@@ -253,6 +253,7 @@ class OverflowingAttention(TorchFunctionMode):
         return result * float("inf") if attention and args[0].dtype == torch.float16 else result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["attention", "everything"])
 def test_an_overflow_of_the_unet_is_done_again_in_higher_precision(
     golden_bundle: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, way: str

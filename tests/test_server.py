@@ -243,6 +243,7 @@ def test_hostile_files_get_a_sentence_and_the_worker_lives(server: CogServer, tm
     assert server.get("/health-check")["status"] == "READY"
 
 
+@pytest.mark.slow
 def test_two_workers_do_not_disturb_each_other(server: CogServer, photograph: np.ndarray) -> None:
     inputs = {"image": uri(photograph), **SMALL}
     wait_until_free(server)
@@ -261,6 +262,7 @@ def test_two_workers_do_not_disturb_each_other(server: CogServer, photograph: np
     assert answers == [alone] * 6
 
 
+@pytest.mark.slow
 def test_several_images_in_one_request(photograph: np.ndarray) -> None:
     with CogServer(predictor="predict_many.py:ManyPredictor") as many:
         assert many.health["status"] == "READY"
