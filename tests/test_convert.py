@@ -62,6 +62,7 @@ def test_the_unet_is_merged_from_both(upstream: Path, tmp_path: Path) -> None:
     assert all(merged[key].equal(seesr[key]) for key in added)
 
 
+@pytest.mark.slow
 def test_the_command_line(upstream: Path, tmp_path: Path) -> None:
     ram, out = upstream / "ram", tmp_path / "bundle"
     command = [sys.executable, ROOT / "scripts/convert.py", "--sd-turbo", upstream / "sd_turbo", "--seesr"]

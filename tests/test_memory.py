@@ -178,7 +178,11 @@ def run_out(patch: pytest.MonkeyPatch, stage: str, times: int, error: Exception)
 
 
 @pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("error", [torch.cuda.OutOfMemoryError("CUDA out of memory"), MemoryError()], ids=type)
+@pytest.mark.parametrize(
+    "error",
+    [torch.cuda.OutOfMemoryError("CUDA out of memory"), pytest.param(MemoryError(), marks=pytest.mark.slow)],
+    ids=["cuda", "host"],
+)
 def test_running_out_of_memory_anywhere_gives_the_picture_of_smaller_tiles(
     golden: SeeSR, monkeypatch: pytest.MonkeyPatch, stage: str, error: Exception
 ) -> None:
@@ -197,6 +201,7 @@ def test_running_out_of_memory_anywhere_gives_the_picture_of_smaller_tiles(
         assert recovered.plan != golden.plan((240, 320), settings)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_at_the_floor_there_is_a_sentence(golden: SeeSR, monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
     run_out(monkeypatch, stage, 99, MemoryError())

@@ -76,6 +76,7 @@ def test_the_whole_loop_equals_the_reference(golden: SeeSR, name: str) -> None:
     torch.testing.assert_close(sample(golden, name), LOOP[f"{name}.latent"], atol=1e-3, rtol=0)
 
 
+@pytest.mark.slow
 def test_batches_of_tiles_change_nothing(golden: SeeSR) -> None:
     batched = SeeSR(golden.parts, replace(golden.profile, tile_batch=4))
     torch.testing.assert_close(sample(batched, "s2_g1_tiled"), sample(golden, "s2_g1_tiled"), atol=1e-3, rtol=0)
@@ -294,6 +295,7 @@ def test_a_damaged_unet_gives_no_picture(golden_bundle: Path) -> None:
         broken.upscale(images.to_image(torch.rand(1, 3, 40, 40)), Settings(num_inference_steps=1))
 
 
+@pytest.mark.slow
 def test_batch_size_changes_no_level(golden: SeeSR) -> None:
     picture = images.to_image(torch.rand(1, 3, 60, 90, generator=torch.Generator().manual_seed(3)))
     settings = Settings(num_inference_steps=2, seed=4, latent_tiled_size=16, cfg_scale=1.0)

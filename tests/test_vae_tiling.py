@@ -68,6 +68,7 @@ def test_other_shapes_of_vae(layers: int) -> None:
         torch.testing.assert_close(run(vae, part, 4), run(vae, part), atol=2e-5, rtol=0)
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_a_sample_of_tiles_settles_the_statistics(golden: SeeSR) -> None:
     """The more tiles share in the statistics the nearer to the untiled result; one tile's own are far off."""
