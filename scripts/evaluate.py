@@ -209,7 +209,7 @@ def real_esrgan(scale: int) -> Method:
         return (result.clip(0, 1) * 255).round().astype(np.uint8).transpose(1, 2, 0)
 
     def upscale(small: np.ndarray) -> np.ndarray:
-        large = as_image(enlarge_tiled(small, enlarge))
+        large = images.from_pixels(enlarge_tiled(small, enlarge))
         return np.asarray(images.resize(large, (small.shape[0] * scale, small.shape[1] * scale)))
 
     return upscale
@@ -236,11 +236,11 @@ def methods(seesr: SeeSR, seed: int, scale: int = SCALE, peers: bool = False) ->
         return cv2.resize(small, None, fx=scale, fy=scale, interpolation=cv2.INTER_LANCZOS4)
 
     def bicubic(small: np.ndarray) -> np.ndarray:
-        return np.asarray(images.resize(as_image(small), (small.shape[0] * scale, small.shape[1] * scale)))
+        return np.asarray(images.resize(images.from_pixels(small), (small.shape[0] * scale, small.shape[1] * scale)))
 
     def ours(steps: int) -> Method:
         settings = Settings(num_inference_steps=steps, scale_factor=scale, seed=seed)
-        return lambda small: np.asarray(seesr.upscale(as_image(small), settings).image)
+        return lambda small: np.asarray(seesr.upscale(images.from_pixels(small), settings).image)
 
     named: dict[str, Method] = {"bicubic": bicubic, "lanczos": lanczos}
     if peers:
@@ -253,7 +253,7 @@ def steered(seesr: SeeSR, seed: int, scale: int, steps: int) -> dict[str, Method
     plain = Settings(num_inference_steps=steps, scale_factor=scale, seed=seed)
 
     def run(small: np.ndarray, **changed: Any) -> np.ndarray:
-        return np.asarray(seesr.upscale(as_image(small), replace(plain, **changed)).image)
+        return np.asarray(seesr.upscale(images.from_pixels(small), replace(plain, **changed)).image)
 
     def runs(small: np.ndarray, count: int) -> np.ndarray:
         return np.stack([run(small, seed=seed + number) for number in range(count)]).astype(np.float32)
@@ -273,10 +273,6 @@ def steered(seesr: SeeSR, seed: int, scale: int, steps: int) -> dict[str, Method
             changed = {"use_kds": True, "num_particles": count, "bandwidth": bandwidth}
             named[f"kds {count}, {bandwidth}"] = partial(run, **changed)
     return named
-
-
-def as_image(pixels: np.ndarray) -> Any:
-    return images.to_image(torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None] / 255)
 
 
 def label(picture: np.ndarray, text: str) -> np.ndarray:

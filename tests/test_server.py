@@ -158,7 +158,7 @@ def test_cancel_takes_effect_and_the_server_goes_on(server: CogServer) -> None:
     start = time.monotonic()
     assert server.send("POST", "/predictions/cancel-me/cancel")[0] == 200
     wait_until_free(server)
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 60
     assert any("cancel" in line.lower() for line in server.lines)
     assert list(Path(server._folder.name, "tmp").glob("seesr-*")) == []
     photograph = np.zeros((16, 16, 3), dtype=np.uint8)
@@ -232,7 +232,7 @@ def test_hostile_files_get_a_sentence_and_the_worker_lives(server: CogServer, tm
         status, answer = server.predict(**SMALL, image=f"data:application/octet-stream;base64,{data}")
         if answer["status"] == "succeeded" and case.picture is not None:
             continue  # one that may be read or refused
-        assert time.monotonic() - start < 1.5, case.name
+        assert time.monotonic() - start < 10, case.name
         assert (status, answer["status"]) == (200, "failed"), case.name
         assert re.search("ValueError: (image must|the result may have)", answer["error"]), case.name
         assert "\n" not in answer["error"], case.name
