@@ -23,7 +23,7 @@ WHOLE_ATTENTION = 512 * 512
 
 Span = tuple[int, int]
 Statistics = tuple[Tensor, Tensor]
-"""Variance and mean of each group, (B, groups) each, float32."""
+"""Variance and mean of each group, (B, groups) each, float32 or what is wider."""
 
 
 @dataclass(frozen=True)
@@ -228,27 +228,33 @@ def _measure(norm: nn.GroupNorm, piece: Piece) -> Statistics:
     part = piece.crop(*piece.core).unflatten(1, (norm.num_groups, -1))
     # A few groups at a time, so that the float32 copy stays small; var_mean is stable where sums of squares are not.
     step = max(1, norm.num_groups // 8)
-    pairs = [torch.var_mean(some.float(), dim=(2, 3, 4), correction=0) for some in part.split(step, dim=1)]
-    count = part.new_full((len(part), 1), part[0, 0].numel(), dtype=torch.float32)
+    pairs = [torch.var_mean(_wide(some), dim=(2, 3, 4), correction=0) for some in part.split(step, dim=1)]
+    count = pairs[0][0].new_full((len(part), 1), part[0, 0].numel())
     variance, mean = (torch.cat([*values, count], dim=1) for values in zip(*pairs, strict=True))
     return variance, mean
 
 
 def _pool(parts: list[Statistics]) -> Statistics:
     """What `_measure` found in several tiles -> variance and mean of them all, (B, groups) each"""
-    variances, means = (torch.stack(values).double() for values in zip(*parts, strict=True))
+    variances, means = (torch.stack(values) for values in zip(*parts, strict=True))
+    dtype, variances, means = variances.dtype, variances.double(), means.double()
     share = variances[:, :, -1:] / variances[:, :, -1:].sum(0)
     variances, means = variances[:, :, :-1], means[:, :, :-1]
     mean = (share * means).sum(0)
     variance = (share * (variances + (means - mean).square())).sum(0)
-    return variance.float(), mean.float()
+    return variance.to(dtype), mean.to(dtype)
+
+
+def _wide(values: Tensor) -> Tensor:
+    """In float32, or in float64 if they are."""
+    return values if values.dtype == torch.float64 else values.float()
 
 
 def _normalize(norm: nn.GroupNorm, statistics: Statistics, hidden: Tensor) -> Tensor:
-    """GroupNorm of (B, C, h, w) with given statistics, then SiLU; computed in float32, rounded once."""
+    """GroupNorm of (B, C, h, w) with given statistics, then SiLU; computed in float32 or wider, rounded once."""
     batch, channels = hidden.shape[:2]
     variance, mean = (values.repeat_interleave(channels // norm.num_groups, dim=1).flatten() for values in statistics)
-    weight, bias = (values.float().repeat(batch) for values in (norm.weight, norm.bias))
+    weight, bias = (_wide(values).repeat(batch) for values in (norm.weight, norm.bias))
     flat = hidden.reshape(1, batch * channels, *hidden.shape[2:])
     return F.silu(F.batch_norm(flat, mean, variance, weight, bias, eps=norm.eps), inplace=True).view(hidden.shape)
 

@@ -6,7 +6,6 @@ import pytest
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from golden import recorded
-from torch import Tensor
 
 from seesr import vae_tiling
 from seesr.pipeline import SeeSR
@@ -15,19 +14,22 @@ RECORDED = recorded("vae")
 TILES = [0, 5, 7, 16, 24, 39]
 
 
-@pytest.fixture(scope="module")
-def exact_moments(golden: SeeSR) -> Tensor:
-    """The encoder in float64: the recorded float32 moments, of values up to 45, are themselves 9e-5 away from it."""
-    with torch.inference_mode():
-        return vae_tiling.encode(copy.deepcopy(golden.parts.vae).double(), RECORDED["image_uint8"].double() / 127.5 - 1)
-
-
 @pytest.mark.parametrize("tile", TILES)
 @torch.inference_mode()
-def test_encode_equals_the_reference_untiled(golden: SeeSR, exact_moments: Tensor, tile: int) -> None:
+def test_encode_equals_the_reference_untiled(golden: SeeSR, tile: int) -> None:
+    """Moments reach 45: every float32 run, the recorded one too, leaves 1e-4 of them to the order of its sums."""
     moments = vae_tiling.encode(golden.parts.vae, RECORDED["image_uint8"] / 127.5 - 1, tile)
-    torch.testing.assert_close(moments.double(), exact_moments, atol=1.5e-4, rtol=0)
     torch.testing.assert_close(moments, RECORDED["moments_untiled"], atol=2e-4, rtol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tile", [0, 7])
+@torch.inference_mode()
+def test_encode_without_rounding_equals_the_reference_untiled(golden: SeeSR, tile: int) -> None:
+    """In float64 what is left is the recorded run's own rounding."""
+    vae = copy.deepcopy(golden.parts.vae).double()
+    moments = vae_tiling.encode(vae, RECORDED["image_uint8"].double() / 127.5 - 1, tile)
+    torch.testing.assert_close(moments.float(), RECORDED["moments_untiled"], atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("tile", TILES)
