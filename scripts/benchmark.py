@@ -12,6 +12,7 @@ predicted memory hold for any device; seconds are of the machine that runs this.
 import argparse
 import contextlib
 import io
+import itertools
 import json
 import logging
 import statistics
@@ -55,7 +56,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--sides", type=int, nargs="+", default=[128, 512, 1024, 2048], help="input sides in pixels")
     parser.add_argument("--scale", type=float, default=4.0)
     parser.add_argument("--steps", type=int, nargs="+", default=[1, 2, 4])
-    parser.add_argument("--tile", type=int, default=0, help="latent tile instead of the profile's")
+    parser.add_argument("--tile", type=int, nargs="+", default=[0], help="latent tiles instead of the profile's")
     parser.add_argument("--overlap", type=int, default=0, help="its overlap; 0 is an eighth of it")
     parser.add_argument("--runs", type=int, default=3, help="timed runs behind each median, after one that warms up")
     parser.add_argument("--count", action="store_true", help="count only: nothing is computed or timed")
@@ -73,20 +74,20 @@ def results(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
         ways["reference"] = ReferenceWay(ours.parts, ours.profile, ours.device)
     timed = not arguments.count
     ceilings = measure_ceilings(ours.device, ours.dtype) if timed else None
-    for side in arguments.sides:
-        for steps in arguments.steps:
-            settings = Settings(
-                num_inference_steps=steps,
-                scale_factor=arguments.scale,
-                seed=0,
-                latent_tiled_size=arguments.tile,
-                latent_tiled_overlap=arguments.overlap,
-            )
-            found = {name: case(way, side, settings, arguments, ceilings) for name, way in ways.items()}
-            if len(found) > 1:
-                print(ratios(found), flush=True)
-            yield from found.values()
+    for side, steps, tile in itertools.product(arguments.sides, arguments.steps, arguments.tile):
+        settings = Settings(
+            num_inference_steps=steps,
+            scale_factor=arguments.scale,
+            seed=0,
+            latent_tiled_size=tile,
+            latent_tiled_overlap=arguments.overlap,
+        )
+        found = {name: case(way, side, settings, arguments, ceilings) for name, way in ways.items()}
+        if len(found) > 1:
+            print(ratios(found), flush=True)
+        yield from found.values()
     if arguments.profile and timed:
+        settings = Settings(num_inference_steps=arguments.steps[0], scale_factor=arguments.scale, seed=0)
         trace(ours, picture_of(arguments.sides[0]), settings, arguments.profile)
 
 
@@ -211,8 +212,14 @@ def _best(device: str, run: Callable[[], Any], runs: int = 5) -> float:
 
 
 def table(row: Mapping[str, Any], plan: str) -> str:
-    head = f"{row['model']}, {row['way']}: {row['side']} -> {row['result']}, {row['steps']} step(s), {row['tiles']} tiles"
-    lines = [f"\n{head}\n{plan}", "| stage | seconds | TFLOP | GB moved | peak GB | TFLOP/s | of the roofline |", "|" + "---|" * 7]
+    head = (
+        f"{row['model']}, {row['way']}: {row['side']} -> {row['result']}, {row['steps']} step(s), {row['tiles']} tiles"
+    )
+    lines = [
+        f"\n{head}\n{plan}",
+        "| stage | seconds | TFLOP | GB moved | peak GB | TFLOP/s | of the roofline |",
+        "|" + "---|" * 7,
+    ]
     for name, stage in [*row["stages"].items(), ("all", total(row))]:
         seconds, peak, roofline = stage["seconds"], stage["peak"], stage["roofline"]
         cells = [

@@ -13,7 +13,6 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from seesr.memory import Plan, VaeTiles
@@ -57,7 +56,9 @@ def _boxes(model: Any, part: Tensor, tile: int, halo: int, scaled: Callable[[int
     if max(size) <= tile + 2 * halo:
         return model(part)
     result: Tensor | None = None
-    for (rows, answer_rows), (columns, answer_columns) in itertools.product(*(spans(side, tile, halo) for side in size)):
+    for (rows, answer_rows), (columns, answer_columns) in itertools.product(
+        *(spans(side, tile, halo) for side in size)
+    ):
         found = model(part[:, :, slice(*rows), slice(*columns)])
         if result is None:
             result = found.new_empty(*found.shape[:2], *(scaled(side) for side in size))

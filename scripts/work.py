@@ -121,6 +121,8 @@ def of_upscale(seesr: SeeSR, size: tuple[int, int], settings: Settings, plan: Pl
 
 def dry(seesr: SeeSR) -> SeeSR:
     """The same without its values: nothing that it does is computed."""
+    if seesr.device == "meta":
+        return seesr
     parts = seesr.parts
     networks: dict[str, Any] = {
         name: skeleton(getattr(parts, name)) for name in ("unet", "controlnet", "vae", "text_encoder")
@@ -169,7 +171,9 @@ def _denoise(
         if times == 0:
             continue
         parted = {"ControlNet": Work(), "UNet": Work()}
-        with watch(parts, {name: (w.__enter__, lambda w=w: w.__exit__(None, None, None)) for name, w in parted.items()}):
+        with watch(
+            parts, {name: (w.__enter__, lambda w=w: w.__exit__(None, None, None)) for name, w in parted.items()}
+        ):
             seesr.predict_noise(
                 torch.empty(batch, channels, *grid.tile),
                 999,

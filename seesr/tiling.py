@@ -8,7 +8,6 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-
 LEAST = 64
 """What tiles don't shrink below: SD-Turbo and SeeSR were trained on latents of 64."""
 

@@ -48,6 +48,7 @@ def double(hidden: Tensor, conv: Any, edges: tuple[int, int, int, int]) -> Tenso
 
 
 def _phase(weight: Tensor, row: int, column: int) -> Tensor:
-    """(C', C, 3, 3) -> (C', C, 2, 2)"""
-    rows, columns = (torch.tensor(_TAPS[phase], device=weight.device) for phase in (row, column))
-    return torch.einsum("oiyx,ay,bx->oiab", weight.float(), rows, columns).to(weight.dtype)
+    """(C', C, 3, 3) -> (C', C, 2, 2), summed in float32 or wider, rounded once"""
+    wide = weight if weight.dtype == torch.float64 else weight.float()
+    rows, columns = (torch.tensor(_TAPS[phase], device=weight.device, dtype=wide.dtype) for phase in (row, column))
+    return torch.einsum("oiyx,ay,bx->oiab", wide, rows, columns).to(weight.dtype)

@@ -57,7 +57,7 @@ Wait = Generator[Callable[[], Statistics], Statistics, Piece]
 def encode(vae: Any, image: Tensor, tile: int = 0, together: int | None = None) -> Tensor:
     """(B, 3, H, W) in [-1, 1] -> posterior moments (B, 2C, h, w): mean and log variance, in the VAE's dtype
 
-    `tile` is in latent pixels; 0, or a tile that holds the latent, runs the VAE's own encoder. `together` is how
+    `tile` is in latent pixels; 0, or a tile that holds the latent, means no tiles. `together` is how
     many tiles at most settle the statistics; None means all, which equals the untiled encoder. H and W must be
     multiples of the VAE's factor.
     """
@@ -65,7 +65,7 @@ def encode(vae: Any, image: Tensor, tile: int = 0, together: int | None = None) 
     factor = 2 ** (len(vae.config["block_out_channels"]) - 1)
     size = (image.shape[2] // factor, image.shape[3] // factor)
     if tile == 0 or tile >= max(size):
-        moments = encoder(image)
+        moments = _untiled(encoder, image)
     else:
         width = vae.config["block_out_channels"][-1]
         hidden = image.new_empty(image.shape[0], width, *size)
@@ -86,13 +86,24 @@ def decode(vae: Any, latent: Tensor, tile: int = 0, together: int | None = None)
     latent = latent if vae.post_quant_conv is None else vae.post_quant_conv(latent)
     size = (latent.shape[2], latent.shape[3])
     if tile == 0 or tile >= max(size):
-        return decoder(latent)
+        return _untiled(decoder, latent)
     factor = 2 ** (len(vae.config["block_out_channels"]) - 1)
     hidden = middle(decoder.mid_block, decoder.conv_in(latent))
     result = latent.new_empty(latent.shape[0], 3, size[0] * factor, size[1] * factor)
     layers = _layers_of(vae, "decode")
     _run(lambda core: _decode_tile(decoder, _cut(hidden, core, 1, layers)), result, size, tile, together)
     return result
+
+
+def _untiled(coder: Any, hidden: Tensor) -> Tensor:
+    """A VAE's own encoder or decoder, but for the attention of large pictures."""
+    hidden = coder.conv_in(hidden)
+    for block in getattr(coder, "down_blocks", ()):
+        hidden = block(hidden)
+    hidden = middle(coder.mid_block, hidden)
+    for block in getattr(coder, "up_blocks", ()):
+        hidden = block(hidden)
+    return coder.conv_out(F.silu(coder.conv_norm_out(hidden)))
 
 
 def tile_count(size: tuple[int, int], tile: int) -> int:
