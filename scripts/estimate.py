@@ -26,6 +26,7 @@ import torch
 import work
 
 from seesr import hardware, weights
+from seesr.memory import Plan
 from seesr.pipeline import SeeSR
 from seesr.settings import Settings
 
@@ -81,16 +82,16 @@ def main() -> None:
     if arguments.calibrate:
         print(calibrate(arguments.bundle))
         return
-    parts = full_size.build()
+    model = Model(full_size.build())
     if arguments.table:
-        print(table(parts, arguments.steps))
+        print(table(model, arguments.steps))
         return
     width, height = arguments.size
     settings = Settings(num_inference_steps=arguments.steps, scale_factor=arguments.scale, cfg_scale=arguments.cfg)
     print(f"Predicted, not measured; {EFFICIENCY:.0%} of the roofline assumed.")
     print("| card | seconds | VRAM, GB | dollars per image | runs with |\n|---|---|---|---|---|")
     for name in [arguments.gpu] if arguments.gpu else CARDS:
-        found = estimate(parts, name, (height, width), settings)
+        found = model.estimate(name, (height, width), settings)
         price = "not sold" if found.dollars is None else f"{found.dollars:.4f}"
         print(f"| {name} | {found.seconds:.1f} | {found.vram / 1e9:.1f} | {price} | {found.plan} |", flush=True)
 
@@ -115,28 +116,39 @@ def size(text: str) -> tuple[int, int]:
     return int(width), int(height)
 
 
-def estimate(parts: weights.Parts, gpu: str, size: tuple[int, int], settings: Settings) -> Estimate:
-    """For an input of `size` (height, width) on one of CARDS. `parts` are without values, on the meta device.
+class Model:
+    """`parts` without values, on the meta device. What cards share is counted once."""
 
-    Raises ValueError where the result is too large, for the limit or for the card.
-    """
-    card, profile = CARDS[gpu], hardware.GPUS[gpu]
-    seesr = SeeSR(parts, profile, "meta")
-    padded = work.padded_size(seesr, size, settings.scale_factor)
-    plan = benchmark.plan_of(seesr, padded, settings)
-    stages = work.of_upscale(seesr, size, settings, plan).values()
-    seconds = sum(max(stage.seconds(card.flops, card.bandwidth) / EFFICIENCY, launches(stage)) for stage in stages)
-    seconds += padded[0] * padded[1] / HOST_PIXELS
-    held = sum(p.numel() * p.itemsize for model in benchmark.models(parts) for p in model.parameters())
-    vram = held + benchmark.OVERHEAD + max(seesr.memory.peaks(padded, settings, plan).values())
-    return Estimate(seconds, vram, None if card.price is None else card.price * seconds, str(plan))
+    def __init__(self, parts: weights.Parts) -> None:
+        self.parts = parts
+        self.weights = sum(p.numel() * p.itemsize for model in benchmark.models(parts) for p in model.parameters())
+        self._seesr = SeeSR(parts, hardware.CPU, "meta")
+        self._known: dict[tuple[tuple[int, int], Settings, Plan], list[work.Work]] = {}
+
+    def estimate(self, gpu: str, size: tuple[int, int], settings: Settings) -> Estimate:
+        """For an input of `size` (height, width) on one of CARDS.
+
+        Raises ValueError where the result is too large, for the limit or for the card.
+        """
+        card, seesr = CARDS[gpu], self._seesr
+        seesr.profile = hardware.GPUS[gpu]
+        padded = work.padded_size(seesr, size, settings.scale_factor)
+        plan = benchmark.plan_of(seesr, padded, settings)
+        key = (size, settings, plan)
+        if key not in self._known:
+            self._known[key] = list(work.of_upscale(seesr, size, settings, plan).values())
+        stages = self._known[key]
+        seconds = sum(max(stage.seconds(card.flops, card.bandwidth) / EFFICIENCY, launches(stage)) for stage in stages)
+        seconds += padded[0] * padded[1] / HOST_PIXELS
+        vram = self.weights + benchmark.OVERHEAD + max(seesr.memory.peaks(padded, settings, plan).values())
+        return Estimate(seconds, vram, None if card.price is None else card.price * seconds, str(plan))
 
 
 def launches(stage: work.Work) -> float:
     return LAUNCH * sum(stage.kernels.values())
 
 
-def table(parts: weights.Parts, steps: int) -> str:
+def table(model: Model, steps: int) -> str:
     """For README.md: results of 2048, 4096 and 8192 a side by card, and what the customer expected."""
     lines = [
         "| `SEESR_GPU` | VRAM | tiles at once | 2048² | 4096² | 8192² | asked for |",
@@ -145,7 +157,7 @@ def table(parts: weights.Parts, steps: int) -> str:
     for name, profile in hardware.GPUS.items():
         cells = []
         for side in (512, 1024, 2048):
-            found = estimate(parts, name, (side, side), Settings(num_inference_steps=steps))
+            found = model.estimate(name, (side, side), Settings(num_inference_steps=steps))
             price = "" if found.dollars is None else f", ${found.dollars:.4f}"
             cells.append(f"{found.seconds:.1f} s{price}, {found.vram / 1e9:.0f} GB")
         asked = ", ".join(f"{seconds} s" for seconds in ASKED.get(name, ())) or ""

@@ -8,16 +8,22 @@ reference pools them; neither changes the work. The second branch that the refer
 run of the tagger and its resizing back and forth are left out, in its favour.
 """
 
+import copy
 import itertools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+from diffusers.models.upsampling import Upsample2D
 from torch import Tensor
 
+from seesr.hardware import Profile
 from seesr.memory import Plan, VaeTiles
 from seesr.pipeline import Pictures, SeeSR
 from seesr.run import Run
+from seesr.upsampling import PhaseUpsample
+from seesr.weights import Parts
 
 Span = tuple[int, int]
 
@@ -29,7 +35,13 @@ PLAN = Plan(320, 4, 1, VaeTiles(ENCODE[0] // 8), VaeTiles(DECODE[0]))
 
 
 class ReferenceWay(SeeSR):
-    """SeeSR that tiles as the reference does."""
+    """SeeSR that tiles as the reference does, and whose VAE doubles pixels before it convolves them."""
+
+    def __init__(self, parts: Parts, profile: Profile, device: str = "cpu") -> None:
+        super().__init__(replace(parts, vae=copy.deepcopy(parts.vae)), profile, device)
+        for module in self.parts.vae.modules():
+            if isinstance(module, PhaseUpsample):
+                module.__class__ = Upsample2D
 
     def plan(self, size: tuple[int, int], settings: Any) -> Plan:
         return PLAN

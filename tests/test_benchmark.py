@@ -129,16 +129,16 @@ def test_it_times_every_stage_and_writes_json(
 
 
 def test_estimates_follow_work_and_price(tiny: SeeSR) -> None:
-    parts = work.dry(tiny).parts
-    one, four = (estimate.estimate(parts, "a40-large", (512, 512), Settings(num_inference_steps=n)) for n in (1, 4))
+    model = estimate.Model(work.dry(tiny).parts)
+    one, four = (model.estimate("a40-large", (512, 512), Settings(num_inference_steps=n)) for n in (1, 4))
     assert one.seconds < four.seconds < 4 * one.seconds
     assert one.dollars == pytest.approx(0.000725 * one.seconds)
-    large = estimate.estimate(parts, "a40-large", (1024, 1024), Settings(num_inference_steps=1))
+    large = model.estimate("a40-large", (1024, 1024), Settings(num_inference_steps=1))
     assert large.seconds > 3 * one.seconds
     assert large.vram > one.vram
-    slow = estimate.estimate(parts, "t4", (1024, 1024), Settings(num_inference_steps=1))
+    slow = model.estimate("t4", (1024, 1024), Settings(num_inference_steps=1))
     assert slow.seconds > large.seconds
-    assert estimate.estimate(parts, "v100", (256, 256), Settings()).dollars is None
+    assert model.estimate("v100", (256, 256), Settings()).dollars is None
     assert estimate.CARDS.keys() == hardware.GPUS.keys()
 
 
