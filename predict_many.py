@@ -21,7 +21,7 @@ class ManyPredictor(Predictor):
         cfg_scale: float = Input(default=1.0, ge=1, le=10, description="How strongly to follow the prompt and avoid the negative prompt. Above 1 each step costs twice as much."),
         latent_tiled_size: int = Input(default=0, ge=0, le=480, description="Side of the tiles that are denoised, in latent pixels (8 picture pixels each): 0 lets the GPU decide, else 32 to 480. Smaller needs less memory."),
         latent_tiled_overlap: int = Input(default=0, ge=0, le=240, description="Overlap of the tiles in latent pixels: 0 chooses an eighth of the tile; at most half of it."),
-        color_fix: str = Input(default="wavelet", choices=["wavelet", "dwt", "adain", "none"], description="How the input's colours are given back: wavelet (the reference), dwt (faster on large pictures on a CPU), adain (overall tone only), none."),
+        color_fix: str = Input(default="wavelet", choices=["wavelet", "dwt", "adain", "none"], description="How the input's colours are given back: wavelet (the reference), dwt (the same by an orthogonal wavelet), adain (overall tone only), none."),
         seed: Optional[int] = Input(default=None, ge=0, description="The same seed gives the same pictures. Empty draws one for each and reports it."),
         output_format: str = Input(default="png", choices=["png", "webp", "jpg"], description="File format of the results. jpg has no transparency."),
         output_quality: int = Input(default=95, ge=1, le=100, description="Quality of webp and jpg; png has no loss."),

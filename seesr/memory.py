@@ -65,7 +65,7 @@ class Plan:
     tile_batch: int
     encode: VaeTiles
     decode: VaeTiles
-    strip: int = 2048
+    strip: int = 512
 
     def grid(self, size: tuple[int, int]) -> TileGrid:
         """The tiles over a latent of `size` (height, width)."""

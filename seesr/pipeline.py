@@ -24,6 +24,7 @@ from seesr.run import Draws, Noise, Run
 from seesr.schedule import Schedule
 from seesr.settings import Settings
 from seesr.tiling import TileGrid
+from seesr.upsampling import double_by_phases
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -85,6 +86,7 @@ class SeeSR:
         self.factor = 2 ** (len(parts.vae.config["block_out_channels"]) - 1)
         """Picture pixels per latent pixel: 8 for SD-Turbo."""
         parts.controlnet.controlnet_cond_embedding.__class__ = EmbedOnce
+        double_by_phases(parts.vae.decoder)
         self.memory = MemoryModel(parts.controlnet, parts.unet, parts.vae, call_networks)
         self.attention = hardware.use_fast_attention(device, parts.unet, parts.controlnet, parts.vae)
 

@@ -8,6 +8,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+LEAST = 64
+"""What tiles don't shrink below: SD-Turbo and SeeSR were trained on latents of 64."""
+
 
 @dataclass(frozen=True)
 class TileGrid:
@@ -68,23 +71,32 @@ def tile_grid(size: tuple[int, int], tile: int, overlap: int = 0) -> TileGrid:
     """Cover a latent of `size` (height, width) with tiles of side `tile` that overlap by at least `overlap`.
 
     An axis no longer than `tile` gets one tile of its own length, so tiles may be oblong (the reference decides by
-    area and shrinks tiles to squares). Tiles lie evenly, so there is no last sliver of double work. `overlap` 0
-    means an eighth of the tile. Weights rise over the overlap as sin², which hides seams at any overlap.
+    area and shrinks tiles to squares). Tiles lie evenly, so there is no last sliver of double work, and shrink, in
+    steps of 8, to what their number needs. `overlap` 0 means an eighth of the tile. Weights rise over the overlap as
+    sin², which hides seams at any overlap.
     """
     overlap = overlap or math.ceil(tile / 8)
     if not 0 < overlap < tile:
         raise ValueError(f"latent_tiled_overlap must be smaller than the tile ({tile}), got {overlap}; lower it")
-    sides = tuple(min(side, tile) for side in size)
-    tops, lefts = (_even_starts(length, side, overlap) for length, side in zip(size, sides, strict=True))
+    counts = [_count(length, tile, overlap) for length in size]
+    sides = [_side(length, tile, overlap, count) for length, count in zip(size, counts, strict=True)]
+    tops, lefts = (_even_starts(*axis) for axis in zip(size, sides, counts, strict=True))
     weight_y, weight_x = (_ramp(side, min(overlap, side // 2)) for side in sides)
     return TileGrid(size, (sides[0], sides[1]), tops, lefts, weight_y, weight_x)
 
 
-def _even_starts(length: int, tile: int, overlap: int) -> tuple[int, ...]:
-    if length <= tile:
-        return (0,)
-    count = math.ceil((length - overlap) / (tile - overlap))
-    return tuple(round(i * (length - tile) / (count - 1)) for i in range(count))
+def _count(length: int, tile: int, overlap: int) -> int:
+    return 1 if length <= tile else math.ceil((length - overlap) / (tile - overlap))
+
+
+def _side(length: int, tile: int, overlap: int, count: int) -> int:
+    """The smallest multiple of 8 that covers `length` with `count` tiles, at least LEAST, at most `tile`."""
+    needed = -(-(length + (count - 1) * overlap) // (8 * count)) * 8
+    return min(length, tile, max(needed, LEAST))
+
+
+def _even_starts(length: int, tile: int, count: int) -> tuple[int, ...]:
+    return tuple(round(i * (length - tile) / (count - 1)) for i in range(count)) if count > 1 else (0,)
 
 
 def _ramp(length: int, overlap: int) -> Tensor:

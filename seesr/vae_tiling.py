@@ -18,8 +18,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-WHOLE_ATTENTION = 512 * 512
-"""Latent pixels up to which every one attends to every other; beyond it the keys are a regular sample of as many."""
+from seesr.upsampling import double
+
+WHOLE_ATTENTION = 256 * 256
+"""Latent pixels up to which every one attends to every other; beyond it to those near it and a sample of the others."""
+
+SAMPLED_KEYS = 128 * 128
+WINDOW, MARGIN = 64, 16
+"""Beyond it: the size of the sample, the side of the blocks that share their keys, and how far around them is near."""
 
 Span = tuple[int, int]
 Statistics = tuple[Tensor, Tensor]
@@ -51,7 +57,7 @@ Wait = Generator[Callable[[], Statistics], Statistics, Piece]
 def encode(vae: Any, image: Tensor, tile: int = 0, together: int | None = None) -> Tensor:
     """(B, 3, H, W) in [-1, 1] -> posterior moments (B, 2C, h, w): mean and log variance, in the VAE's dtype
 
-    `tile` is in latent pixels; 0, or a tile that holds the latent, runs the VAE's own encoder. `together` is how
+    `tile` is in latent pixels; 0, or a tile that holds the latent, means no tiles. `together` is how
     many tiles at most settle the statistics; None means all, which equals the untiled encoder. H and W must be
     multiples of the VAE's factor.
     """
@@ -59,7 +65,7 @@ def encode(vae: Any, image: Tensor, tile: int = 0, together: int | None = None) 
     factor = 2 ** (len(vae.config["block_out_channels"]) - 1)
     size = (image.shape[2] // factor, image.shape[3] // factor)
     if tile == 0 or tile >= max(size):
-        moments = encoder(image)
+        moments = _untiled(encoder, image)
     else:
         width = vae.config["block_out_channels"][-1]
         hidden = image.new_empty(image.shape[0], width, *size)
@@ -80,13 +86,24 @@ def decode(vae: Any, latent: Tensor, tile: int = 0, together: int | None = None)
     latent = latent if vae.post_quant_conv is None else vae.post_quant_conv(latent)
     size = (latent.shape[2], latent.shape[3])
     if tile == 0 or tile >= max(size):
-        return decoder(latent)
+        return _untiled(decoder, latent)
     factor = 2 ** (len(vae.config["block_out_channels"]) - 1)
     hidden = middle(decoder.mid_block, decoder.conv_in(latent))
     result = latent.new_empty(latent.shape[0], 3, size[0] * factor, size[1] * factor)
     layers = _layers_of(vae, "decode")
     _run(lambda core: _decode_tile(decoder, _cut(hidden, core, 1, layers)), result, size, tile, together)
     return result
+
+
+def _untiled(coder: Any, hidden: Tensor) -> Tensor:
+    """A VAE's own encoder or decoder, but for the attention of large pictures."""
+    hidden = coder.conv_in(hidden)
+    for block in getattr(coder, "down_blocks", ()):
+        hidden = block(hidden)
+    hidden = middle(coder.mid_block, hidden)
+    for block in getattr(coder, "up_blocks", ()):
+        hidden = block(hidden)
+    return coder.conv_out(F.silu(coder.conv_norm_out(hidden)))
 
 
 def tile_count(size: tuple[int, int], tile: int) -> int:
@@ -289,8 +306,9 @@ def _upsample(conv: Any, piece: Piece) -> Piece:
     """Nearest-neighbour doubling and its 3x3 convolution."""
     rows, columns, size = ((2 * a, 2 * b) for a, b in (piece.rows, piece.columns, piece.size))
     core = tuple((2 * a, 2 * b) for a, b in piece.core)
-    doubled = F.interpolate(piece.hidden, scale_factor=2.0, mode="nearest")
-    return _convolve(conv, Piece(doubled, rows, columns, size, core))  # type: ignore[arg-type]
+    left, right, top, bottom = (int(at) for at in _touching(piece))
+    hidden = double(piece.hidden, conv, (left, right, top, bottom))
+    return Piece(hidden, _shrunk(rows, size[0]), _shrunk(columns, size[1]), size, core)  # type: ignore[arg-type]
 
 
 def middle(block: Any, hidden: Tensor, stride: int | None = None) -> Tensor:
@@ -298,7 +316,9 @@ def middle(block: Any, hidden: Tensor, stride: int | None = None) -> Tensor:
 
     `stride` is every how manieth row and column of the keys is taken; None decides by the size.
     """
-    stride = stride or math.ceil(math.sqrt(hidden.shape[2] * hidden.shape[3] / WHOLE_ATTENTION))
+    pixels = hidden.shape[2] * hidden.shape[3]
+    if stride is None:
+        stride = 1 if pixels <= WHOLE_ATTENTION else math.ceil(math.sqrt(pixels / SAMPLED_KEYS))
     if stride <= 1:
         return block(hidden)
     hidden = block.resnets[0](hidden, None)
@@ -309,22 +329,57 @@ def middle(block: Any, hidden: Tensor, stride: int | None = None) -> Tensor:
     return hidden
 
 
-def _sampled_attention(attention: Any, hidden: Tensor, stride: int, rows: int = 64) -> Tensor:
-    """Self-attention of all pixels to every n-th row and column of them, some `rows` of queries at a time."""
+def _sampled_attention(attention: Any, hidden: Tensor, stride: int) -> Tensor:
+    """Self-attention of every block of pixels to all that are near it and to every n-th row and column of the others.
+
+    A sampled key counts for the stride² pixels that it stands for, so that the sum is that of whole attention where
+    keys are alike; near keys are exact, so that what looks at itself finds itself.
+    """
     inner = attention.group_norm(hidden.flatten(2)).unflatten(2, hidden.shape[2:])
-    sample = inner[:, :, stride // 2 :: stride, stride // 2 :: stride].flatten(2).transpose(1, 2)
-
-    def heads(states: Tensor) -> Tensor:
-        return states.unflatten(2, (attention.heads, -1)).transpose(1, 2)
-
-    key, value = heads(attention.to_k(sample)), heads(attention.to_v(sample))
-    for part in inner.split(rows, dim=2):
-        query = heads(attention.to_q(part.flatten(2).transpose(1, 2)))
-        states = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
-        part.copy_(attention.to_out[0](states).transpose(1, 2).unflatten(2, part.shape[2:]))
+    height, width = inner.shape[2:]
+    y, x = (torch.arange(stride // 2, side, stride, device=inner.device) for side in (height, width))
+    far = _keys(attention, inner[:, :, stride // 2 :: stride, stride // 2 :: stride])
+    result = torch.empty_like(inner)
+    for top, left in itertools.product(range(0, height, WINDOW), range(0, width, WINDOW)):
+        rows, columns = ((max(0, start - MARGIN), start + WINDOW + MARGIN) for start in (top, left))
+        near = _keys(attention, inner[:, :, slice(*rows), slice(*columns)])
+        inside = ((y >= rows[0]) & (y < rows[1]))[:, None] & ((x >= columns[0]) & (x < columns[1]))
+        bias = torch.where(inside.flatten(), -1e4, 2 * math.log(stride))
+        block = (slice(None), slice(None), slice(top, top + WINDOW), slice(left, left + WINDOW))
+        states = _attend(attention, inner[block], near, far, bias)
+        result[block] = states.transpose(1, 2).unflatten(2, result[block].shape[2:])
     if attention.residual_connection:
-        inner.add_(hidden)
-    return inner.div_(attention.rescale_output_factor)
+        result.add_(hidden)
+    return result.div_(attention.rescale_output_factor)
+
+
+def _keys(attention: Any, part: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, C, h, w) -> keys and values, (B, heads, h * w, D) each"""
+    states = part.flatten(2).transpose(1, 2)
+    return _heads(attention, attention.to_k(states)), _heads(attention, attention.to_v(states))
+
+
+def _heads(attention: Any, states: Tensor) -> Tensor:
+    return states.unflatten(2, (attention.heads, -1)).transpose(1, 2)
+
+
+def _attend(
+    attention: Any, part: Tensor, near: tuple[Tensor, Tensor], far: tuple[Tensor, Tensor], bias: Tensor
+) -> Tensor:
+    """(B, C, h, w) to `near` keys and to `far` ones, whose scores `bias` is added to -> (B, h * w, C)
+
+    The bias travels as one more channel, which is 1 in every query: a mask would be as large as the scores.
+    """
+    query = _heads(attention, attention.to_q(part.flatten(2).transpose(1, 2)))
+    width = query.shape[-1]
+    scaled = (bias * math.sqrt(width)).clamp(min=torch.finfo(query.dtype).min)
+    added = torch.cat([bias.new_zeros(near[0].shape[2]), scaled]).to(query.dtype)
+    key, value = (torch.cat(pair, dim=2) for pair in zip(near, far, strict=True))
+    query, key, value = (F.pad(states, (0, 8)) for states in (query, key, value))  # 8 keeps kernels aligned
+    query[..., width] = 1
+    key[..., width] = added
+    states = F.scaled_dot_product_attention(query, key, value, scale=width**-0.5)[..., :width]
+    return attention.to_out[0](states.transpose(1, 2).flatten(2))
 
 
 def _layers_of(vae: Any, way: str) -> list[str]:

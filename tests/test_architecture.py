@@ -14,6 +14,7 @@ LEVELS = {
     "seesr.color_fix": 0,
     "seesr.hardware": 0,
     "seesr.schedule": 0,
+    "seesr.upsampling": 0,
     "ram.model": 0,
     "ram.keys": 0,
     "seesr.image_attention": 1,

@@ -51,10 +51,9 @@ def test_profiles_are_those_of_their_cards() -> None:
         assert profile.dtype == torch.float16
         assert profile.overlap >= 0.12 * profile.latent_tile
         assert profile.output_pixels == 8192**2
-        if profile.memory == 16:
-            assert (profile.latent_tile, profile.vae_tile) == (256, 128)
-        else:
-            assert (profile.latent_tile, profile.vae_tile) == (320, 0)
+        assert profile.latent_tile == 96  # one for all: a seed gives the same picture on every card
+        assert profile.tile_batch * profile.latent_tile**2 <= 320**2 * (profile.memory // 40 or 1)
+        assert profile.vae_tile == (128 if profile.memory == 16 else 0)
 
 
 def test_an_unknown_name_is_refused() -> None:

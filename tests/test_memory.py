@@ -146,7 +146,7 @@ def test_what_shrinks_in_which_order() -> None:
         seen.append((plan.decode.tile, plan.decode.together))
     assert seen == [(128, None), (64, None), (64, 8), (32, 8), (16, 8)]
     assert plan.encode == VaeTiles(0)
-    assert plan.smaller("color", latent) == replace(plan, strip=1024)
+    assert plan.smaller("color", latent) == replace(plan, strip=256)
     assert replace(plan, strip=128).smaller("color", latent) is None
     assert plan.smaller("tag", latent) is None
 
@@ -234,7 +234,7 @@ def test_the_container_s_limit_counts(tmp_path: Path) -> None:
 def test_the_real_models_fit_a_card_of_16_gb(full_size: MemoryModel) -> None:
     """Up to 8192 x 8192 beside 4.2 GB of weights, by the memory model, with the T4's tiles; 2048 x 2048 exactly."""
     t4, settings = hardware.GPUS["t4"], Settings(num_inference_steps=4)
-    wanted = Plan(t4.latent_tile, 32, t4.tile_batch, VaeTiles(t4.vae_tile), VaeTiles(t4.vae_tile))
+    wanted = Plan(t4.latent_tile, t4.overlap, t4.tile_batch, VaeTiles(t4.vae_tile), VaeTiles(t4.vae_tile))
     free = int(0.9 * (15.5e9 - 4.2e9))
     for side in (2048, 4096, 8192):
         plan = full_size.fit((side, side), settings, wanted, free)

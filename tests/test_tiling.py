@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from seesr.tiling import tile_grid
+from seesr.tiling import LEAST, tile_grid
 
 SIZES = [(1, 1), (1, 300), (7, 9), (64, 64), (65, 64), (40, 56), (128, 97), (333, 41)]
 
@@ -16,7 +16,7 @@ def test_tiles_cover_the_latent_and_overlap_enough(size: tuple[int, int], tile: 
     grid = tile_grid(size, tile, overlap)
     wanted = overlap or -(-tile // 8)
     for starts, side, length in zip((grid.tops, grid.lefts), grid.tile, size, strict=True):
-        assert side == min(tile, length)
+        assert min(tile, length, LEAST) <= side <= min(tile, length)
         assert starts[0] == 0
         assert starts[-1] + side == length
         gaps = [b - a for a, b in itertools.pairwise(starts)]
@@ -35,6 +35,14 @@ def test_no_more_tiles_than_the_overlap_asks_for() -> None:
     assert len(tile_grid((64, 64), 64, 8)) == 1
     assert len(tile_grid((65, 64), 64, 8)) == 2
     assert tile_grid((40, 56), 16, 4).tops == (0, 12, 24)  # the reference's own offsets, where they divide evenly
+
+
+def test_tiles_shrink_to_what_their_number_needs() -> None:
+    grid = tile_grid((512, 130), 128, 16)
+    assert grid.tile == (120, 80)
+    assert (len(grid.tops), len(grid.lefts)) == (5, 2)
+    assert tile_grid((512, 512), 96, 12).tile == (96, 96)
+    assert tile_grid((97, 65), 96, 12).tile == (64, 65)  # not below what the model was trained on
 
 
 def test_neighbours_hand_over_smoothly() -> None:

@@ -85,15 +85,36 @@ def test_a_sample_of_tiles_settles_the_statistics(golden: SeeSR) -> None:
 
 
 @torch.inference_mode()
-def test_sampled_attention_is_the_whole_one_where_every_key_is_taken(golden: SeeSR) -> None:
+def test_sampled_attention_is_the_whole_one_where_every_key_is_taken(
+    golden: SeeSR, monkeypatch: pytest.MonkeyPatch
+) -> None:
     block, hidden = golden.parts.vae.decoder.mid_block, torch.randn(1, 64, 20, 28)
     attention = block.attentions[0]
     exact = attention(hidden)
-    torch.testing.assert_close(vae_tiling._sampled_attention(attention, hidden, 1, rows=8), exact, atol=1e-6, rtol=0)
+    # One block holds it all; then several, whose near keys leave the far ones out that they hold.
+    torch.testing.assert_close(vae_tiling._sampled_attention(attention, hidden, 1), exact, atol=1e-6, rtol=0)
+    monkeypatch.setattr(vae_tiling, "WINDOW", 8)
+    monkeypatch.setattr(vae_tiling, "MARGIN", 2)
+    torch.testing.assert_close(vae_tiling._sampled_attention(attention, hidden, 1), exact, atol=1e-6, rtol=0)
     whole = vae_tiling.middle(block, hidden)
     assert whole.equal(block(hidden))
     apart = [(vae_tiling.middle(block, hidden, stride) - whole).abs().mean() for stride in (2, 9)]
     assert 0 < apart[0] < apart[1] < (hidden - whole).abs().mean()
+
+
+@torch.inference_mode()
+def test_sampled_attention_finds_what_looks_at_itself(golden: SeeSR, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sharp attention, every pixel on its own like: a sample alone would lose it, near keys keep it."""
+    attention = copy.deepcopy(golden.parts.vae.decoder.mid_block.attentions[0])
+    attention.to_q.weight.copy_(30 * attention.to_k.weight)
+    hidden = torch.randn(1, 64, 40, 40)
+    exact = attention(hidden)
+    monkeypatch.setattr(vae_tiling, "WINDOW", 16)
+    apart = []
+    for margin in (4, -(10**6)):
+        monkeypatch.setattr(vae_tiling, "MARGIN", margin)
+        apart.append((vae_tiling._sampled_attention(attention, hidden, 4) - exact).abs().mean())
+    assert apart[0] < 0.05 * apart[1]
 
 
 @torch.inference_mode()
