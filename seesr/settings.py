@@ -17,6 +17,7 @@ _RANGES = {
     "seed": (0, 2**63 - 1),
     "num_particles": (1, 16),
     "bandwidth": (0.1, 0.8),
+    "fidelity": (0, 1),
 }
 _CHOICES = {
     "color_fix": get_args(ColorFix),
@@ -49,6 +50,7 @@ class Settings:
     use_kds: bool = False
     num_particles: int = 4
     bandwidth: float = 0.3
+    fidelity: float = 0.5
     start_point: StartPoint = "lr"
     conditioning_scale: float = 1.0
 
