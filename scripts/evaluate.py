@@ -364,7 +364,8 @@ def evaluate(
 ) -> tuple[list[Row], list[list[tuple[str, np.ndarray]]]]:
     """Every method on every photograph of `folder` -> the rows, and the labelled results for the sheet
 
-    `limit` is how many photographs at most, evenly spread over the sorted list; `crop` the side of the middle that is taken of each, as a small picture.
+    `limit` is how many photographs at most, evenly spread over the sorted list; `crop` the side of the middle that is
+    taken of each, as a small picture.
     """
     measure = Measures()
     rows: list[Row] = []

@@ -7,13 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from seesr.settings import ColorFix
+from seesr.settings import NEUTRAL, ColorFix
 
 LEVELS = 5
 """Blurs of the wavelet split: radii 1, 2, 4, 8, 16, so colours are matched over about 60 pixels."""
-
-NEUTRAL = 0.5
-"""The fidelity at which a result stays as it is."""
 
 
 def match_color(image: Tensor, control: Tensor, mode: ColorFix, strip: int = 2048) -> Tensor:

@@ -17,12 +17,12 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from seesr import hardware, images, kds, vae_tiling, weights
-from seesr.color_fix import NEUTRAL, match_color, set_fidelity
+from seesr.color_fix import match_color, set_fidelity
 from seesr.memory import MemoryModel, Plan, VaeTiles
 from seesr.prompts import PromptEncoder
 from seesr.run import Draws, Noise, Run
 from seesr.schedule import Schedule
-from seesr.settings import Settings
+from seesr.settings import NEUTRAL, Settings
 from seesr.tiling import TileGrid
 
 if TYPE_CHECKING:

@@ -8,6 +8,9 @@ ColorFix = Literal["wavelet", "dwt", "adain", "none"]
 OutputFormat = Literal["png", "webp", "jpg"]
 StartPoint = Literal["lr", "noise"]
 
+NEUTRAL = 0.5
+"""The fidelity at which a result stays as the model made it."""
+
 _RANGES = {
     "num_inference_steps": (1, 4),
     "scale_factor": (1, 8),
@@ -50,7 +53,7 @@ class Settings:
     use_kds: bool = False
     num_particles: int = 4
     bandwidth: float = 0.3
-    fidelity: float = 0.5
+    fidelity: float = NEUTRAL
     start_point: StartPoint = "lr"
     conditioning_scale: float = 1.0
 

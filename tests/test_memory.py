@@ -16,7 +16,7 @@ from seesr import hardware, images, pipeline, vae_tiling, weights
 from seesr.memory import LiveBytes, MemoryModel, Plan, VaeTiles, attempt
 from seesr.pipeline import SeeSR
 from seesr.run import Run
-from seesr.settings import Settings
+from seesr.settings import ColorFix, Settings
 
 EXACT = Plan(128, 16, 1, VaeTiles(256), VaeTiles(256))
 STAGES = ("tag", "text", "resize", "encode", "denoise", "decode", "color")
@@ -104,6 +104,15 @@ def test_particles_are_counted(tiny: SeeSR, monkeypatch: pytest.MonkeyPatch) -> 
     real = measured(tiny, torch.rand(1, 3, 128, 192), settings, plan, monkeypatch)
     assert predicted["denoise"] == pytest.approx(real["denoise"], rel=0.2)
     assert plan.smaller("denoise", (32, 32), particles=8) == replace(plan, tile_batch=2)
+
+
+@pytest.mark.parametrize("color_fix", ["wavelet", "dwt", "none"])
+def test_the_fidelity_dial_is_counted(tiny: SeeSR, monkeypatch: pytest.MonkeyPatch, color_fix: ColorFix) -> None:
+    settings = Settings(num_inference_steps=1, fidelity=0.9, color_fix=color_fix, seed=1)
+    plan = replace(EXACT, strip=256)
+    predicted = tiny.memory.peaks((600, 800), settings, plan)
+    real = measured(tiny, torch.rand(1, 3, 150, 200), settings, plan, monkeypatch)
+    assert predicted["color"] == pytest.approx(real["color"], rel=0.15)
 
 
 def test_live_bytes_counts_what_lives() -> None:
