@@ -18,7 +18,8 @@ from seesr.run import Noise
 from seesr.schedule import Schedule
 from seesr.settings import Settings
 
-COUNTS, BANDWIDTHS, USUAL = (2, 4, 8, 16), (0.1, 0.3, 0.6), 0.3
+COUNTS, USUAL_COUNT = (2, 4, 8, 16), 4
+BANDWIDTHS, USUAL = (0.1, 0.3, 0.6, 0.8), 0.3
 RUNS = max(COUNTS)
 
 Steer = Callable[[Tensor, float], Tensor]
@@ -105,7 +106,7 @@ def steered(seesr: SeeSR, seed: int, scale: int, every: tuple[int, ...]) -> Tria
             for count in COUNTS:
                 yield runs.trial(f"{name}: mean of {count}", runs.mean, count)
                 yield runs.trial(f"{name}: nearest of {count}", runs.nearest, count)
-                for bandwidth in BANDWIDTHS:
+                for bandwidth in BANDWIDTHS if count == USUAL_COUNT else (USUAL,):
                     yield _steered(seesr, small, f"{name}: kds {count}, {bandwidth}", count, bandwidth, plain)
 
     return trials
@@ -138,7 +139,7 @@ VARIANTS: dict[str, Callable[[int, int], dict[str, float]]] = {
 """Name -> which arguments of kds.steer a step of so many gets."""
 
 
-def variants(seesr: SeeSR, seed: int, scale: int, every: tuple[int, ...], count: int = 8) -> Trials:
+def variants(seesr: SeeSR, seed: int, scale: int, every: tuple[int, ...], count: int = USUAL_COUNT) -> Trials:
     """Other ways of steering `count` particles, also where they start from noise alone and so differ more."""
 
     def trials(small: np.ndarray, _: np.ndarray) -> Iterator[Trial]:
