@@ -49,27 +49,28 @@ class Predictor(BasePredictor):
         seed: Optional[int] = Input(default=None, ge=0, description="The same seed gives the same picture. Empty draws one and reports it."),
         output_format: str = Input(default="png", choices=["png", "webp", "jpg"], description="File format of the result. jpg has no transparency."),
         output_quality: int = Input(default=95, ge=1, le=100, description="Quality of webp and jpg; png has no loss."),
-        use_kds: bool = Input(default=False, description="Kernel density steering: denoise several times and keep what most runs agree on. Costs num_particles times the denoising."),
-        num_particles: int = Input(default=4, ge=1, le=16, description="Runs of the picture with use_kds. More agree better and take proportionally longer."),
-        bandwidth: float = Input(default=0.3, ge=0.1, le=0.8, description="How near runs must be to count as agreeing with use_kds: low keeps detail, high averages."),
+        use_kds: bool = Input(default=False, description="Kernel density steering: make the picture num_particles times with different noise, draw the runs to what most agree on, and keep the one in the middle. Steadier between seeds, hardly better; denoising takes num_particles times as long."),
+        num_particles: int = Input(default=4, ge=1, le=16, description="How many runs use_kds makes. Each costs one more denoising; acts only with use_kds."),
+        bandwidth: float = Input(default=0.3, ge=0.1, le=0.8, description="How alike runs must be for use_kds to draw them together: 0.1 leaves each nearly as it is, 0.8 averages all. Costs nothing; acts only with use_kds."),
+        fidelity: float = Input(default=0.5, ge=0, le=1, description="How true to your picture: 0.5 is the model's own result, 1 holds back what it adds (softer, nearer to your picture), 0 brings it out (sharper, further away). Costs nothing."),
     ) -> Path:
         """Enlarge a photograph and restore it."""
         # fmt: on
         inputs = {name: value for name, value in locals().items() if name not in ("self", "image")}
-        return self.upscale([image], inputs)[0]
+        return self.upscale([(image, inputs)])[0]
 
-    def upscale(self, files: list[Path], inputs: dict[str, Any]) -> list[Path]:
-        """Every file in turn, all or none; `inputs` are the other inputs of predict() by name."""
+    def upscale(self, works: list[tuple[Path, dict[str, Any]]]) -> list[Path]:
+        """Every file in turn, all or none, each with the other inputs of predict() by name."""
         from seesr.settings import Settings
 
-        tile = inputs["latent_tiled_size"]
-        if 0 < tile < 32:
-            raise ValueError(f"latent_tiled_size must be 0 or between 32 and 480, got {tile}")
-        settings = Settings(**inputs)
+        for _, inputs in works:
+            if 0 < (tile := inputs["latent_tiled_size"]) < 32:
+                raise ValueError(f"latent_tiled_size must be 0 or between 32 and 480, got {tile}")
+        checked = [(file, Settings(**inputs)) for file, inputs in works]
         self._remove_output()
         self.output = FilePath(tempfile.mkdtemp(prefix="seesr-"))
         try:
-            return [self._upscale_one(file, settings, number) for number, file in enumerate(files)]
+            return [self._upscale_one(*work, number) for number, work in enumerate(checked)]
         except BaseException:  # cancelled or failed: nothing half-written stays
             self._remove_output()
             raise

@@ -1,4 +1,7 @@
-"""The same model for a list of pictures per request: put `predict: "predict_many.py:ManyPredictor"` into cog.yaml."""
+"""The same model for a list of pictures, and variations of each, per request.
+
+Put `predict: "predict_many.py:ManyPredictor"` into cog.yaml.
+"""
 
 from typing import Optional
 
@@ -25,15 +28,17 @@ class ManyPredictor(Predictor):
         seed: Optional[int] = Input(default=None, ge=0, description="The same seed gives the same pictures. Empty draws one for each and reports it."),
         output_format: str = Input(default="png", choices=["png", "webp", "jpg"], description="File format of the results. jpg has no transparency."),
         output_quality: int = Input(default=95, ge=1, le=100, description="Quality of webp and jpg; png has no loss."),
-        use_kds: bool = Input(default=False, description="Kernel density steering: denoise several times and keep what most runs agree on. Costs num_particles times the denoising."),
-        num_particles: int = Input(default=4, ge=1, le=16, description="Runs of the picture with use_kds. More agree better and take proportionally longer."),
-        bandwidth: float = Input(default=0.3, ge=0.1, le=0.8, description="How near runs must be to count as agreeing with use_kds: low keeps detail, high averages."),
+        use_kds: bool = Input(default=False, description="Kernel density steering: make the picture num_particles times with different noise, draw the runs to what most agree on, and keep the one in the middle. Steadier between seeds, hardly better; denoising takes num_particles times as long."),
+        num_particles: int = Input(default=4, ge=1, le=16, description="How many runs use_kds makes. Each costs one more denoising; acts only with use_kds."),
+        bandwidth: float = Input(default=0.3, ge=0.1, le=0.8, description="How alike runs must be for use_kds to draw them together: 0.1 leaves each nearly as it is, 0.8 averages all. Costs nothing; acts only with use_kds."),
+        fidelity: float = Input(default=0.5, ge=0, le=1, description="How true to your picture: 0.5 is the model's own result, 1 holds back what it adds (softer, nearer to your picture), 0 brings it out (sharper, further away). Costs nothing."),
+        sample_times: int = Input(default=1, ge=1, le=4, description="Variations of each picture, from the seeds seed, seed + 1 and so on. Each takes as long as the first."),
     ) -> list[Path]:
         """Enlarge photographs and restore them."""
         # fmt: on
+        inputs = {name: value for name, value in locals().items() if name not in ("self", "images", "sample_times")}
         from seesr.images import open_image
 
-        inputs = {name: value for name, value in locals().items() if name not in ("self", "images", "open_image")}
         if not images:
             raise ValueError("images must hold at least one picture, got none")
         for number, image in enumerate(images):
@@ -41,4 +46,5 @@ class ManyPredictor(Predictor):
                 open_image(image)  # a bad one is told before the work on the others
             except ValueError as error:
                 raise ValueError(f"images, number {number + 1}: {error}") from error
-        return self.upscale(images, inputs)
+        seeds = [None if seed is None else seed + number for number in range(sample_times)]
+        return self.upscale([(image, inputs | {"seed": seed}) for image in images for seed in seeds])

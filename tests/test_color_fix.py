@@ -5,7 +5,7 @@ import torch
 from golden import recorded
 from torch import Tensor
 
-from seesr.color_fix import low_frequencies, match_color
+from seesr.color_fix import low_frequencies, match_color, set_fidelity
 from seesr.settings import ColorFix
 
 RECORDED = recorded("colour")
@@ -62,3 +62,15 @@ def test_low_frequencies_of_a_constant_are_the_constant() -> None:
 def test_different_sizes_are_refused() -> None:
     with pytest.raises(ValueError, match=r"one size, got \(1, 3, 8, 8\) and \(1, 3, 8, 9\)"):
         match_color(torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 9), "wavelet")
+
+
+@pytest.mark.parametrize("strip", [2048, 7, 1])
+def test_fidelity_scales_two_bands_of_the_difference(strip: int) -> None:
+    torch.manual_seed(2)
+    image, control = (torch.rand(1, 3, 30, 41) * 0.2 + 0.4 for _ in range(2))
+    low = low_frequencies(image - control, 1)
+    for fidelity, fine, rest in ((0.0, 2, 2**0.25), (0.5, 1, 1), (1.0, 0.5, 0.5**0.25)):
+        wanted = control + rest * low + fine * (image - control - low)
+        torch.testing.assert_close(set_fidelity(image, control, fidelity, strip), wanted, atol=1e-6, rtol=0)
+    assert set_fidelity(image, image, 0.0).equal(image)
+    assert 0 <= set_fidelity(image, 1 - image, 0.0).min() <= set_fidelity(image, 1 - image, 0.0).max() <= 1

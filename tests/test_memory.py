@@ -16,7 +16,7 @@ from seesr import hardware, images, pipeline, vae_tiling, weights
 from seesr.memory import LiveBytes, MemoryModel, Plan, VaeTiles, attempt
 from seesr.pipeline import SeeSR
 from seesr.run import Run
-from seesr.settings import Settings
+from seesr.settings import ColorFix, Settings
 
 EXACT = Plan(128, 16, 1, VaeTiles(256), VaeTiles(256))
 STAGES = ("tag", "text", "resize", "encode", "denoise", "decode", "color")
@@ -96,14 +96,25 @@ def test_predicted_peaks_are_the_measured_ones(
         assert 0.85 * real[stage] < peak < 1.3 * real[stage], stage
 
 
-@pytest.mark.slow
-def test_particles_are_counted(tiny: SeeSR, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = Settings(num_inference_steps=2, use_kds=True, num_particles=8, seed=1)
-    plan = replace(EXACT, latent_tile=64, overlap=8, tile_batch=4)
-    predicted = tiny.memory.peaks((512, 768), settings, plan)
-    real = measured(tiny, torch.rand(1, 3, 128, 192), settings, plan, monkeypatch)
+@pytest.mark.parametrize(("particles", "steps", "side"), [(4, 1, 64), pytest.param(8, 2, 128, marks=pytest.mark.slow)])
+def test_particles_are_counted(
+    tiny: SeeSR, monkeypatch: pytest.MonkeyPatch, particles: int, steps: int, side: int
+) -> None:
+    settings = Settings(num_inference_steps=steps, use_kds=True, num_particles=particles, seed=1)
+    plan = replace(EXACT, latent_tile=side // 2, overlap=side // 16, tile_batch=4)
+    predicted = tiny.memory.peaks((4 * side, 6 * side), settings, plan)
+    real = measured(tiny, torch.rand(1, 3, side, side * 3 // 2), settings, plan, monkeypatch)
     assert predicted["denoise"] == pytest.approx(real["denoise"], rel=0.2)
     assert plan.smaller("denoise", (32, 32), particles=8) == replace(plan, tile_batch=2)
+
+
+@pytest.mark.parametrize("color_fix", ["wavelet", "dwt", "none"])
+def test_the_fidelity_dial_is_counted(tiny: SeeSR, monkeypatch: pytest.MonkeyPatch, color_fix: ColorFix) -> None:
+    settings = Settings(num_inference_steps=1, fidelity=0.9, color_fix=color_fix, seed=1)
+    plan = replace(EXACT, strip=256)
+    predicted = tiny.memory.peaks((600, 800), settings, plan)
+    real = measured(tiny, torch.rand(1, 3, 150, 200), settings, plan, monkeypatch)
+    assert predicted["color"] == pytest.approx(real["color"], rel=0.15)
 
 
 def test_live_bytes_counts_what_lives() -> None:

@@ -26,6 +26,7 @@ INPUTS = [
     "use_kds",
     "num_particles",
     "bandwidth",
+    "fidelity",
 ]
 
 
@@ -72,6 +73,7 @@ def test_schema_has_the_inputs_in_order_with_their_ranges(document: dict) -> Non
         "output_quality": (1, 100),
         "num_particles": (1, 16),
         "bandwidth": (0.1, 0.8),
+        "fidelity": (0, 1),
     }
     assert properties["image"]["format"] == "uri"
     assert properties["seed"]["nullable"] is True
@@ -94,7 +96,8 @@ def test_choices_are_the_settings_own(document: dict) -> None:
 def test_the_predictor_for_lists_has_the_same_inputs(document: dict) -> None:
     many = schema(predictor="predict_many.py:ManyPredictor")["components"]["schemas"]
     ours, theirs = document["components"]["schemas"]["Input"]["properties"], many["Input"]["properties"]
-    assert list(theirs) == ["images", *INPUTS[1:]]
+    assert list(theirs) == ["images", *INPUTS[1:], "sample_times"]
+    assert (theirs["sample_times"]["minimum"], theirs["sample_times"]["maximum"]) == (1, 4)
     assert theirs["images"]["type"] == "array"
     assert many["Output"]["type"] == "array"
     told = ("user_prompt", "seed", "output_format")  # of several pictures, in other words

@@ -272,6 +272,11 @@ def test_several_images_in_one_request(photograph: np.ndarray) -> None:
         sizes = [picture({"output": output}).size for output in answer["output"]]
         assert sizes == [(100, 66), (66, 100)]
         assert answer["metrics"]["seed"] == answer["metrics"]["seed_2"] == 5
+        _, varied = many.predict(images=[uri(photograph), uri(turned)], sample_times=2, **SMALL)
+        assert [picture({"output": output}).size for output in varied["output"]] == [(100, 66)] * 2 + [(66, 100)] * 2
+        assert [varied["metrics"][f"seed{end}"] for end in ("", "_2", "_3", "_4")] == [5, 6, 5, 6]
+        assert varied["output"][::2] == answer["output"], "the first variation is the picture of that seed"
+        assert varied["output"][0] != varied["output"][1]
         bad = "data:text/plain;base64," + base64.b64encode(b"no").decode()
         _, failed = many.predict(images=[uri(photograph), bad], **SMALL)
         assert failed["status"] == "failed"

@@ -26,6 +26,13 @@ from seesr.settings import Settings
         ("output_quality", 0),
         ("start_point", "image"),
         ("conditioning_scale", -0.1),
+        ("num_particles", 17),
+        ("num_particles", 2.0),
+        ("bandwidth", 0.05),
+        ("bandwidth", 0.9),
+        ("fidelity", -0.1),
+        ("fidelity", 1.5),
+        ("fidelity", float("nan")),
     ],
 )
 def test_out_of_range_is_refused_by_name(field: str, value: object) -> None:

@@ -1,17 +1,18 @@
 """The embedded bundle on a photograph: it beats bicubic, every input acts, and it stays quick."""
 
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 from degradation import degrade
-from evaluate import psnr, ssim
+from evaluate import psnr, sharpness, ssim
 from PIL import Image
 
 from seesr import images
 from seesr.pipeline import SeeSR
-from seesr.settings import Settings
+from seesr.settings import ColorFix, Settings
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 DATA = Path(__file__).parent / "data"
@@ -47,6 +48,7 @@ def pixels(seesr: SeeSR, image: Image.Image, settings: Settings) -> np.ndarray:
         {"seed": 4},
         {"start_point": "noise"},
         {"conditioning_scale": 0.5},
+        {"fidelity": 0.4},
     ],
     ids=str,
 )
@@ -79,6 +81,25 @@ def test_it_beats_bicubic_on_a_photograph_it_never_saw(seesr: SeeSR, steps: int)
     bicubic = np.asarray(images.resize(image, (256, 256)))
     assert psnr(ours, truth) > psnr(bicubic, truth)
     assert ssim(ours, truth) > ssim(bicubic, truth)
+
+
+@pytest.mark.parametrize("color_fix", ["wavelet", "none"])
+def test_the_fidelity_dial_is_monotone(seesr: SeeSR, color_fix: ColorFix) -> None:
+    """Nearer to the input and softer all the way, truer up to neutral; neutral is what there was without the dial."""
+    truth = np.asarray(images.open_image(DATA / "astronaut.jpg").rgb)[:192, 32:224]
+    image = Image.fromarray(degrade(truth, np.random.default_rng(2)))
+    enlarged = np.asarray(images.resize(image, truth.shape[:2]))
+    base = replace(BASE, color_fix=color_fix)
+    dialled = [
+        pixels(seesr, image, replace(base, fidelity=value)).astype(np.uint8) for value in (0, 0.25, 0.5, 0.75, 1)
+    ]
+    assert np.array_equal(dialled[2], pixels(seesr, image, base))
+    to_input = [psnr(one, enlarged) for one in dialled]
+    assert all(after - before > 0.2 for before, after in pairwise(to_input))
+    assert all(after < 0.95 * before for before, after in pairwise(sharpness(one) for one in dialled))
+    to_truth = [psnr(one, truth) for one in dialled]
+    assert to_truth[0] < to_truth[1] < to_truth[2]
+    assert min(to_truth[3:]) > to_truth[2] - 0.05
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 90), (90, 2), (17, 31)])
