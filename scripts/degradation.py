@@ -21,3 +21,20 @@ def degrade(picture: np.ndarray, random: np.random.Generator) -> np.ndarray:
     decoded = cv2.imdecode(encoded, cv2.IMREAD_COLOR)
     assert decoded is not None
     return np.ascontiguousarray(decoded[..., ::-1])
+
+
+def damage(truth: np.ndarray, scale: int, random: np.random.Generator) -> np.ndarray:
+    """(H, W, 3) uint8, sides multiples of `scale` -> (H/scale, W/scale, 3) uint8, the damage of `degrade`
+
+    For 2 and 8 the photograph is first brought to 4 times the small picture's size, so that blur, noise and JPEG weigh
+    the same on the small picture as at 4.
+    """
+    if scale < SCALE:
+        truth = truth.repeat(SCALE // scale, axis=0).repeat(SCALE // scale, axis=1)
+    return degrade(shrink(truth, scale // SCALE) if scale > SCALE else truth, random)
+
+
+def shrink(picture: np.ndarray, scale: int) -> np.ndarray:
+    """(H, W, 3) uint8, sides multiples of `scale` -> (H/scale, W/scale, 3) uint8, by area, without any damage"""
+    height, width = picture.shape[:2]
+    return cv2.resize(picture, (width // scale, height // scale), interpolation=cv2.INTER_AREA)

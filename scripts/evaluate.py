@@ -28,9 +28,11 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import dials
-from degradation import SCALE, degrade
+from degradation import SCALE, damage, shrink
 from dials import Trial, Trials, rms
 from niqe import niqe
+from tag_pictures import examination, examine
+from tag_pictures import table as tag_table
 
 from seesr import images
 from seesr.pipeline import SeeSR
@@ -128,23 +130,6 @@ def fetch(folder: Path) -> None:
 
 def installed(*modules: str) -> bool:
     return all(importlib.util.find_spec(module) is not None for module in modules)
-
-
-def damage(truth: np.ndarray, scale: int, random: np.random.Generator) -> np.ndarray:
-    """(H, W, 3) uint8, sides multiples of `scale` -> (H/scale, W/scale, 3) uint8, the damage of training
-
-    For 2 and 8 the photograph is first brought to 4 times the small picture's size, so that blur, noise and JPEG weigh
-    the same on the small picture as at 4.
-    """
-    if scale < SCALE:
-        truth = truth.repeat(SCALE // scale, axis=0).repeat(SCALE // scale, axis=1)
-    return degrade(shrink(truth, scale // SCALE) if scale > SCALE else truth, random)
-
-
-def shrink(picture: np.ndarray, scale: int) -> np.ndarray:
-    """(H, W, 3) uint8, sides multiples of `scale` -> (H/scale, W/scale, 3) uint8, by area, without any damage"""
-    height, width = picture.shape[:2]
-    return cv2.resize(picture, (width // scale, height // scale), interpolation=cv2.INTER_AREA)
 
 
 def sharpness(picture: np.ndarray) -> float:
@@ -477,6 +462,17 @@ def draw_dial(rows: list[Row], steps: Iterable[int], path: Path) -> None:
     dials.plot(path, panels, dials.FIDELITIES, "fidelity")
 
 
+def examine_tagger(bundle: Path, folder: Path) -> None:
+    """The tagger's answers on parts of the photographs in `folder`, whose pixels say what is right."""
+    tagger = SeeSR.load(bundle).parts.tagger
+    paths = sorted(path for path in folder.iterdir() if path.is_file())
+
+    def say(small: np.ndarray) -> list[str]:
+        return tagger(images.to_tensor(images.from_pixels(small)))[0]
+
+    print(tag_table(examine(say, examination(np.asarray(images.open_image(path).rgb) for path in paths))))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", type=Path, default=ROOT / "weights/tiny")
@@ -501,6 +497,7 @@ def main() -> None:
     parser.add_argument(
         "--examples", action="store_true", help="only make the sheet, of examples/ (the README's picture)"
     )
+    parser.add_argument("--tags", action="store_true", help="only examine the embedded bundle's tagger")
     arguments = parser.parse_args()
     if arguments.examples:
         show_examples(arguments.bundle, ROOT / "examples", arguments.sheet or ROOT / "docs/before-after.jpg")
@@ -514,6 +511,9 @@ def main() -> None:
     folder = arguments.photographs or ROOT / "work-test-photographs"
     if arguments.photographs is None:
         fetch(folder)
+    if arguments.tags:
+        examine_tagger(arguments.bundle, folder)
+        return
     seesr = SeeSR.load(arguments.bundle)
     rows, pictures = [], []
     for scale in sorted(set(arguments.scales)):

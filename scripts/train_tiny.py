@@ -24,8 +24,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from degradation import SCALE, degrade
+from degradation import SCALE, damage, degrade, shrink
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from evaluate import brisque
+from tag_pictures import SHOWN, TAGS, UNSURE, examination, examine, random_picture, tags_of
+from tag_pictures import table as tag_table
 from tiny_models import (
     LATENT_CHANNELS,
     build_models,
@@ -59,18 +62,26 @@ SCHEDULER = {
     "steps_offset": 1,
     "clip_sample": False,
 }
+STAGES = ("vae", "tagger", "joint", "features", "refine")
 FEATURE_WEIGHT = 0.03
+KINDS = ((4, False, 0.78), (8, False, 0.09), (4, True, 0.1), (8, True, 0.03))
+"""What the refine stage enlarges: scale, whether the small picture is clean, share of the batches."""
+TAGGED = 4
+"""How many times as many pictures a tagger's batch holds."""
+FLAT = 0.08
+"""Share of the refine stage's crops that are flat, or partly so."""
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Iterations of the three stages, and what one batch is."""
+    """Iterations of the stages, and what one batch is."""
 
     vae: int = 3500
     tagger: int = 1500
     joint: int = 14000
     features: int = 26000
+    refine: int = 16000
     batch: int = 4
     crop: int = 80
     seed: int = 7
@@ -80,20 +91,18 @@ class Plan:
 
 @dataclass(frozen=True)
 class Photograph:
-    """Pixels (H, W, 3) uint8 and the numbers of its tags."""
+    """Pixels (H, W, 3) uint8, and the same at half size."""
 
     pixels: np.ndarray
-    tags: tuple[int, ...]
+    half: np.ndarray
 
 
 class Photographs:
     """Photographs in memory, reduced to at most `side` pixels so that the camera's own blur is gone."""
 
     def __init__(self, folder: Path, listing: Path, use: str, side: int = 1400) -> None:
-        catalogue = json.loads(listing.read_text())
-        self.tags: list[str] = catalogue["tags"]
         self.items: list[Photograph] = []
-        for entry in catalogue["photographs"]:
+        for entry in json.loads(listing.read_text()):
             if entry["use"] != use:
                 continue
             path = folder / entry["file"]
@@ -102,33 +111,88 @@ class Photographs:
             rgb = images.open_image(path).rgb
             shrink = min(1.0, side / max(rgb.size))
             rgb = images.resize(rgb, (int(rgb.height * shrink), int(rgb.width * shrink)))
-            tags = tuple(self.tags.index(tag) for tag in entry["tags"])
-            self.items.append(Photograph(np.asarray(rgb), tags))
+            self.items.append(Photograph(np.asarray(rgb), halve(np.asarray(rgb))))
 
-    def crop(self, random: np.random.Generator, size: int) -> tuple[np.ndarray, Photograph]:
-        """One (size, size, 3) crop, at full or half resolution, flipped at random; of two the busier, mostly."""
+    def crop(self, random: np.random.Generator, size: int) -> tuple[np.ndarray, tuple[int, ...]]:
+        """One (size, size, 3) crop and the numbers of the tags that it shows.
+
+        At full or half resolution, turned and mirrored at random; of two the busier, mostly.
+        """
         photograph = self.items[random.integers(len(self.items))]
         pixels = photograph.pixels
-        if random.random() < 0.4 and min(pixels.shape[:2]) // 2 >= size:
-            pixels = pixels[: pixels.shape[0] // 2 * 2, : pixels.shape[1] // 2 * 2]
-            pixels = pixels.reshape(pixels.shape[0] // 2, 2, -1, 2, 3).mean((1, 3)).astype(np.uint8)
+        if random.random() < 0.4 and min(photograph.half.shape[:2]) >= size:
+            pixels = photograph.half
         candidates = []
         for _ in range(2 if random.random() < 0.6 else 1):
             top, left = (int(random.integers(side - size + 1)) for side in pixels.shape[:2])
             candidates.append(pixels[top : top + size, left : left + size])
         chosen = max(candidates, key=lambda part: float(np.abs(np.diff(part.astype(np.float32), axis=1)).mean()))
         turned = np.rot90(chosen, int(random.integers(4)))
-        return np.ascontiguousarray(turned[:, ::-1] if random.random() < 0.5 else turned), photograph
+        shown = tuple(number for number, answer in enumerate(tags_of(chosen).values()) if answer == SHOWN)
+        return np.ascontiguousarray(turned[:, ::-1] if random.random() < 0.5 else turned), shown
 
     def batch(self, random: np.random.Generator, size: int, count: int) -> "Batch":
         crops = [self.crop(random, size) for _ in range(count)]
         small = [degrade(pixels, random) for pixels, _ in crops]
-        return make_batch([pixels for pixels, _ in crops], small, [photograph.tags for _, photograph in crops])
+        return make_batch([pixels for pixels, _ in crops], small, [tags for _, tags in crops])
+
+    def varied_batch(self, random: np.random.Generator, size: int, count: int) -> "Batch":
+        """One of KINDS for the whole batch; of its crops some are flat."""
+        crops = [self.crop(random, size) for _ in range(count)]
+        truth = [flatten(pixels, random) if random.random() < FLAT else pixels for pixels, _ in crops]
+        scale, clean, _ = KINDS[int(random.choice(len(KINDS), p=[share for _, _, share in KINDS]))]
+        small = [shrink(pixels, scale) if clean else damage(pixels, scale, random) for pixels in truth]
+        return make_batch(truth, small, [tags for _, tags in crops])
+
+    def tag_batch(self, random: np.random.Generator, size: int, count: int) -> "TagBatch":
+        """`count` pictures of `size` pixels a side, with their tags."""
+        items = [self.items[int(random.integers(len(self.items)))] for _ in range(count)]
+        pictures = [random_picture(item.half, random) for item in items]
+        return TagBatch(
+            torch.cat([square(picture.pixels, size) for picture in pictures]),
+            torch.tensor([list(picture.tags.values()) for picture in pictures]),
+        )
+
+
+@dataclass(frozen=True)
+class TagBatch:
+    """`pictures` (B, 3, S, S) in [0, 1]; `targets` (B, T) of SHOWN, NOT_SHOWN and UNSURE."""
+
+    pictures: Tensor
+    targets: Tensor
+
+
+def square(pixels: np.ndarray, side: int) -> Tensor:
+    """(H, W, 3) uint8 -> (1, 3, side, side) in [0, 1], as ram.tagger resizes"""
+    picture = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
+    return F.interpolate(picture, (side, side), mode="bilinear", align_corners=False)
+
+
+def halve(pixels: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8 -> (H // 2, W // 2, 3) uint8, by area"""
+    even = pixels[: pixels.shape[0] // 2 * 2, : pixels.shape[1] // 2 * 2]
+    return even.reshape(even.shape[0] // 2, 2, -1, 2, 3).mean((1, 3)).astype(np.uint8)
+
+
+def flatten(pixels: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """(S, S, 3) uint8 -> the same size: one colour, a smooth gradient, or the crop with one colour over a part of it"""
+    size = len(pixels)
+    extremes = (np.zeros(3), np.full(3, 255.0), random.uniform(0, 255, 3), random.uniform(0, 255, 3))
+    first, last = (extremes[int(random.integers(len(extremes)))] for _ in range(2))
+    kind = random.integers(3)
+    if kind == 1:
+        angle, along = random.uniform(0, 2 * math.pi), np.linspace(-0.5, 0.5, size)
+        place = (math.cos(angle) * along[:, None] + math.sin(angle) * along + 0.71).clip(0, 1.42)[..., None] / 1.42
+        return (first + (last - first) * place).round().astype(np.uint8)
+    covered = pixels.copy()
+    edge = 0 if kind == 0 else int(random.integers(size // 4, size))
+    covered[edge:] = first.round().astype(np.uint8)
+    return np.ascontiguousarray(np.rot90(covered, int(random.integers(4))))
 
 
 @dataclass(frozen=True)
 class Batch:
-    """`truth` and `control` (B, 3, H, W) in [-1, 1], `small` (B, 3, H/4, W/4) in [0, 1], tag numbers per picture."""
+    """`truth` and `control` (B, 3, H, W) in [-1, 1], `small` (B, 3, h, w) in [0, 1], tag numbers per picture."""
 
     truth: Tensor
     control: Tensor
@@ -139,8 +203,8 @@ class Batch:
 def make_batch(truth: list[np.ndarray], small: list[np.ndarray], tags: list[tuple[int, ...]]) -> Batch:
     pixels = [torch.from_numpy(part).permute(2, 0, 1).float() / 255 for part in small]
     enlarged = [
-        images.to_tensor(images.resize(images.to_image(part[None]), (part.shape[1] * SCALE, part.shape[2] * SCALE)))
-        for part in pixels
+        images.to_tensor(images.resize(images.to_image(part[None]), (whole.shape[0], whole.shape[1])))
+        for part, whole in zip(pixels, truth, strict=True)
     ]
     whole = torch.stack([torch.from_numpy(part).permute(2, 0, 1) for part in truth]).float() / 127.5 - 1
     memory = {"memory_format": torch.channels_last}
@@ -152,20 +216,38 @@ def make_batch(truth: list[np.ndarray], small: list[np.ndarray], tags: list[tupl
 class Bundle(nn.Module):
     """All networks of the bundle in one module, with what a training step needs of them."""
 
-    def __init__(self, tags: list[str], tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any) -> None:
         super().__init__()
         self.vae, self.unet, self.controlnet = build_models()
-        self.ram = build_tagger(len(tags))
+        self.ram = build_tagger(len(TAGS))
         nn.init.normal_(self.ram.label_embed, std=0.5)
         self.text = build_text_encoder().requires_grad_(False)
-        self.tag_names, self.tokenizer = tags, tokenizer
+        self.tokenizer = tokenizer
         self.schedule = Schedule(DDPMScheduler(**SCHEDULER))
         self.scale, self.shift = 1.0, 0.0
-        self.thresholds = [0.5] * len(tags)
+        self.thresholds = [0.5] * len(TAGS)
         self._states: dict[str, Tensor] = {}
         mask_constants(self.vae, self.unet)
         for model in (self.vae, self.unet, self.controlnet):
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def adopt(self, parts: weights.Parts) -> None:
+        """Start from a finished bundle's weights; a tagger of other tags lends its Swin only."""
+        pairs = [
+            (self.vae, parts.vae),
+            (self.unet, parts.unet),
+            (self.controlnet, parts.controlnet),
+            (self.text, parts.text_encoder),
+            (self.ram.swin, parts.tagger.model.swin),
+            (self.ram.image_proj, parts.tagger.model.image_proj),
+        ]
+        if parts.tagger.tags == list(TAGS):
+            pairs.append((self.ram, parts.tagger.model))
+            self.thresholds = parts.tagger.thresholds.tolist()
+        for ours, theirs in pairs:
+            ours.load_state_dict(theirs.state_dict())
+        config = parts.vae.config
+        self.scale, self.shift = config["scaling_factor"], config["shift_factor"]
 
     @torch.no_grad()
     def text_states(self, prompts: list[str]) -> Tensor:
@@ -220,7 +302,7 @@ class Bundle(nn.Module):
         return (picture + low_frequencies(batch.control - picture)).clamp(-1, 1)
 
     def prompt(self, tags: tuple[int, ...]) -> str:
-        return ", ".join([*(self.tag_names[tag] for tag in tags), POSITIVE])
+        return ", ".join([*(TAGS[tag] for tag in tags), POSITIVE])
 
 
 def l1(a: Tensor, b: Tensor) -> Tensor:
@@ -239,16 +321,10 @@ def vae_loss(bundle: Bundle, batch: Batch, random: np.random.Generator) -> Tenso
     return l1(result, picture) + 0.3 * gradient_l1(result, picture) + 0.5e-5 * mean.square().mean()
 
 
-def tagger_loss(bundle: Bundle, batch: Batch, random: np.random.Generator) -> Tensor:
-    logits = bundle.ram.logits(bundle.ram.tokens(bundle.tagger_input(batch.small)))
-    return F.binary_cross_entropy_with_logits(logits, tag_targets(batch, logits))
-
-
-def tag_targets(batch: Batch, logits: Tensor) -> Tensor:
-    targets = torch.zeros_like(logits)
-    for row, tags in zip(targets, batch.tags, strict=True):
-        row[list(tags)] = 1
-    return targets
+def tagger_loss(bundle: Bundle, batch: TagBatch, random: np.random.Generator) -> Tensor:
+    logits = bundle.ram.logits(bundle.ram.tokens(bundle.tagger_input(batch.pictures)))
+    known = batch.targets != UNSURE
+    return F.binary_cross_entropy_with_logits(logits[known], batch.targets[known].float())
 
 
 class FeatureLoss:
@@ -283,8 +359,65 @@ class FeatureLoss:
         return torch.stack(apart).mean()
 
 
+class Adversary:
+    """A small critic that learns to tell real patches of about 22 pixels from ours, and the loss that it gives.
+
+    Hinge loss, spectral norm. It sees the enlarged input beside each picture, both less their local mean and by
+    their local contrast, so that fine grain counts as much as a strong edge. What reaches the picture is the direction
+    of its gradient only, SHARE times as long as that of the L1 loss: a weight that needs no tuning.
+    """
+
+    SHARE, WARM_UP, RATE = 0.05, 300, 5e-4
+
+    def __init__(self) -> None:
+        shapes = ((6, 32, 4, 2), (32, 64, 4, 2), (64, 64, 3, 1), (64, 1, 3, 1))
+        layers: list[nn.Module] = []
+        for inputs, outputs, kernel, stride in shapes:
+            conv = nn.Conv2d(inputs, outputs, kernel, stride, padding=1)
+            layers += [nn.utils.parametrizations.spectral_norm(conv), nn.LeakyReLU(0.2)]
+        self.critic = nn.Sequential(*layers[:-1])
+        self.optimizer = torch.optim.AdamW(self.critic.parameters(), lr=self.RATE, betas=(0.5, 0.99))
+        self.seen = 0
+
+    def __call__(self, result: Tensor, batch: Batch) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] -> a loss of value 0 whose gradient at `result` is the critic's; the critic learns"""
+        ours = result.detach().requires_grad_()
+        control, real = self.normalised(batch.control), self.normalised(batch.truth)
+        pair = torch.cat([self.normalised(ours), control], 1)
+        hinge = F.relu(1 - self.critic(torch.cat([real, control], 1))).mean()
+        hinge = hinge + F.relu(1 + self.critic(pair.detach())).mean()
+        self.optimizer.zero_grad(set_to_none=True)
+        hinge.backward()
+        self.optimizer.step()
+        self.seen += 1
+        (gradient,) = torch.autograd.grad(-self.critic(pair).mean(), ours)
+        length = self.SHARE * min(1, self.seen / self.WARM_UP) / math.sqrt(result.numel())
+        return ((result - result.detach()) * gradient * (length / gradient.norm().clamp(min=1e-12))).sum()
+
+    @staticmethod
+    def normalised(picture: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] -> the same size: less the mean of 7 x 7 pixels, by their deviation"""
+        padded = F.pad(picture, (3, 3, 3, 3), mode="reflect")
+        mean = F.avg_pool2d(padded, 7, stride=1)
+        variance = F.avg_pool2d(padded.square(), 7, stride=1) - mean.square()
+        return (picture - mean) / (variance.clamp(min=0) + 1e-6).sqrt().add(2 / 127.5)
+
+    def state(self) -> dict[str, Any]:
+        return {"critic": self.critic.state_dict(), "optimizer": self.optimizer.state_dict(), "seen": self.seen}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.critic.load_state_dict(state["critic"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.seen = state["seen"]
+
+
 def joint_loss(
-    bundle: Bundle, batch: Batch, random: np.random.Generator, distance: FeatureLoss | None = None
+    bundle: Bundle,
+    batch: Batch,
+    random: np.random.Generator,
+    distance: FeatureLoss | None = None,
+    distance_weight: float = FEATURE_WEIGHT,
+    adversary: Adversary | None = None,
 ) -> Tensor:
     """What the user sees: the loss is taken behind decoder and colour fix.
 
@@ -310,7 +443,9 @@ def joint_loss(
     result = raw + low_frequencies(batch.control - raw)
     loss = l1(result, truth) + 0.15 * gradient_l1(result, truth) + 0.1 * l1(raw, truth)
     if distance is not None:
-        loss = loss + FEATURE_WEIGHT * distance(result, truth)
+        loss = loss + distance_weight * distance(result, truth)
+    if adversary is not None and truth is batch.truth:
+        loss = loss + adversary(result, batch)
     if random.random() < 0.25:
         part = batch.truth[:1]
         loss = loss + 0.3 * l1(bundle.decode(bundle.encode(part)), part)
@@ -318,7 +453,7 @@ def joint_loss(
 
 
 def random_prompt(bundle: Bundle, tags: tuple[int, ...], random: np.random.Generator) -> str:
-    kept = [bundle.tag_names[tag] for tag in tags if random.random() < 0.8]
+    kept = [TAGS[tag] for tag in tags if random.random() < 0.8]
     words = [str(random.choice(USER_WORDS))] if random.random() < 0.2 else []
     return ", ".join([*kept, *words, *([POSITIVE] if random.random() < 0.9 else [])])
 
@@ -330,57 +465,97 @@ def psnr(a: Tensor, b: Tensor) -> float:
     return 10 * math.log10(255**2 / max((x - y).square().mean().item(), 1e-9))
 
 
-def validation(photographs: Photographs) -> list[Batch]:
+def pixels(picture: Tensor) -> np.ndarray:
+    """(1, 3, H, W) in [-1, 1] -> (H, W, 3) uint8"""
+    return ((picture[0].clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).contiguous().numpy()
+
+
+def validation(
+    photographs: Photographs, places: tuple[float, ...] = (0.5,), scale: int = 4, clean: bool = False
+) -> list[Batch]:
+    """A crop of 256 pixels of each photograph at each of `places` along its diagonal, damaged once and for all."""
     random = np.random.default_rng(11)
     batches = []
     for item in photographs.items:
-        top, left = ((side - 256) // 2 for side in item.pixels.shape[:2])
-        crop = np.ascontiguousarray(item.pixels[top : top + 256, left : left + 256])
-        batches.append(make_batch([crop], [degrade(crop, random)], [item.tags]))
+        for place in places:
+            top, left = (int((side - 256) * place) for side in item.pixels.shape[:2])
+            crop = np.ascontiguousarray(item.pixels[top : top + 256, left : left + 256])
+            small = shrink(crop, scale) if clean else damage(crop, scale, random)
+            batches.append(make_batch([crop], [small], [()]))
     return batches
 
 
 class Training:
     """One run: its models, their running average, and the checkpoint that it continues from."""
 
-    def __init__(self, plan: Plan, train: Photographs, validate: Photographs, tokenizer: Any, folder: Path) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        train: Photographs,
+        validate: Photographs,
+        tokenizer: Any,
+        folder: Path,
+        start: weights.Parts | None = None,
+    ) -> None:
         torch.manual_seed(plan.seed)
-        self.plan, self.train, self.folder = plan, train, folder
+        self.plan, self.train, self.folder, self.start = plan, train, folder, start
         self.validate = validation(validate)
-        self.bundle = Bundle(train.tags, tokenizer)
+        self.refined = {
+            "x4": validation(validate, (0.3, 0.7)),
+            "x8": validation(validate, (0.5,), 8),
+            "x4 clean": validation(validate, (0.5,), 4, clean=True),
+        }
+        self.examination = examination(item.pixels for item in validate.items)
+        self.bundle = Bundle(tokenizer)
         self.average: dict[str, Tensor] = {}
-        self.done = {"vae": 0, "tagger": 0, "joint": 0, "features": 0}
-        self.best = -math.inf
+        self.adversary = Adversary()
+        self.done = dict.fromkeys(STAGES, 0)
+        self.best, self.floor = -math.inf, -math.inf
+        self.measured: dict[str, Any] = {}
+        """What the latest validation found, for bundle.json."""
         self.optimizer: dict[str, Any] | None = None
         self.running = ""
         """The stage that the average and the optimizer belong to; empty between stages."""
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / "last.pt").is_file():
             self._restore(torch.load(folder / "last.pt", weights_only=True))
+        elif start is not None:
+            self.bundle.adopt(start)
 
     def run(self) -> None:
         plan = self.plan
-        distance = FeatureLoss() if plan.features else None  # now: what it lacks must not be told after an hour
+        # Now: what it lacks must not be told after an hour.
+        distance = FeatureLoss() if plan.features or plan.refine else None
         vae, ram = self.bundle.vae, self.bundle.ram
-        if not self.done["vae"]:
+        if self.start:  # its UNet knows these image tokens: what reads tags off them is trained alone
+            ram.swin.requires_grad_(False)
+            ram.image_proj.requires_grad_(False)
+        tagger = (parameter for parameter in ram.parameters() if parameter.requires_grad)
+        if plan.vae and not self.done["vae"]:
             self._calibrate_vae()
         self._stage("vae", plan.vae, vae.parameters(), vae_loss, plan.crop, 1.5e-3, self._report_vae)
-        self._stage("tagger", plan.tagger, ram.parameters(), tagger_loss, 4 * plan.crop, 1e-3, self._report_tagger)
-        if not self.done["joint"]:
-            self._choose_thresholds()
+        self._stage("tagger", plan.tagger, tagger, tagger_loss, ram.config.image_size, 1e-3, self._report_tagger)
+        if plan.joint and not self.done["joint"]:
             self._connect()
         joint = [*self.bundle.unet.parameters(), *self.bundle.controlnet.parameters(), *vae.decoder.parameters()]
         self._stage("joint", plan.joint, iter(joint), joint_loss, plan.crop, 1e-3, self._report_joint)
         if plan.features:
             loss = functools.partial(joint_loss, distance=distance)
             self._stage("features", plan.features, iter(joint), loss, plan.crop, 6e-4, self._report_joint)
+        if plan.refine:
+            if not self.done["refine"]:
+                gains, fall = self._refined()
+                print(f"Start: {gains} dB, BRISQUE {-fall:+.2f}", flush=True)
+                self.best, self.floor = -math.inf, min(gains) - 0.01
+            loss = functools.partial(joint_loss, distance=distance, distance_weight=0.05, adversary=self.adversary)
+            self._stage("refine", plan.refine, iter(joint), loss, plan.crop, 4e-4, self._report_refine)
 
     def _stage(
         self,
         name: str,
         total: int,
         parameters: Iterator[nn.Parameter],
-        loss_of: Callable[[Bundle, Batch, np.random.Generator], Tensor],
+        loss_of: Callable[[Bundle, Any, np.random.Generator], Tensor],
         crop: int,
         rate: float,
         report: Callable[[], None],
@@ -403,12 +578,14 @@ class Training:
         started = time.monotonic()
         losses: list[float] = []
         for iteration in range(self.done[name], total):
-            random = np.random.default_rng([self.plan.seed, len(name), iteration])
+            random = np.random.default_rng([self.plan.seed, list(self.done).index(name), iteration])
             torch.manual_seed(int(random.integers(2**31)))
             for group in optimizer.param_groups:
                 progress = iteration / total
                 group["lr"] = rate * min(1, (iteration + 1) / 60) * (0.01 + 0.495 * (1 + math.cos(math.pi * progress)))
-            loss = loss_of(self.bundle, self.train.batch(random, crop, self.plan.batch), random)
+            batch_of = {"refine": self.train.varied_batch, "tagger": self.train.tag_batch}.get(name, self.train.batch)
+            count = self.plan.batch * (TAGGED if name == "tagger" else 1)
+            loss = loss_of(self.bundle, batch_of(random, crop, count), random)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(trained, 0.5)
@@ -459,20 +636,6 @@ class Training:
         norm: Any = bundle.unet.conv_norm_out
         calibrate(norm, lambda: bundle.x0(latent, 999, part, text, tokens), channels=8)
 
-    @torch.no_grad()
-    def _choose_thresholds(self) -> None:
-        """Per tag the threshold with the best F1 on crops of the training photographs: optimistic, but all there is."""
-        scores, targets = [], []
-        for number in range(40):
-            batch = self.train.batch(np.random.default_rng([self.plan.seed, 99, number]), 4 * self.plan.crop, 4)
-            logits = self.bundle.ram.logits(self.bundle.ram.tokens(self.bundle.tagger_input(batch.small)))
-            scores.append(logits.sigmoid())
-            targets.append(tag_targets(batch, logits))
-        score, target = torch.cat(scores), torch.cat(targets).bool()
-        for tag in range(score.shape[1]):
-            candidates = [round(0.3 + 0.05 * i, 2) for i in range(12)]
-            self.bundle.thresholds[tag] = max(candidates, key=lambda t: f1(score[:, tag] > t, target[:, tag]))
-
     def _report_vae(self) -> None:
         with torch.no_grad():
             vae: Any = self.bundle.vae
@@ -481,19 +644,49 @@ class Training:
 
     @torch.no_grad()
     def _report_tagger(self) -> None:
-        ram, right = self.bundle.ram, []
-        for batch in self.validate:
-            logits = ram.logits(ram.tokens(self.bundle.tagger_input(batch.small)))
-            right.append(((logits > 0) == tag_targets(batch, logits).bool()).float().mean().item())
-        print(f"  tags right on validation {np.mean(right):.3f}", flush=True)
+        """On photographs that it did not learn from."""
+        ram = self.bundle.ram
+
+        def say(pixels: np.ndarray) -> list[str]:
+            logits = ram.logits(ram.tokens(self.bundle.tagger_input(square(pixels, ram.config.image_size))))[0]
+            return [name for name, logit in zip(TAGS, logits, strict=True) if logit > 0]
+
+        print(tag_table(examine(say, self.examination)), flush=True)
 
     def _report_joint(self) -> None:
         rows = [[psnr(self.bundle.upscale(b, steps), b.truth) for b in self.validate] for steps in (1, 2, 4)]
         bicubic = np.mean([psnr(b.control, b.truth) for b in self.validate])
         gains = [np.mean(row) - bicubic for row in rows]
         print("  1, 2, 4 steps against bicubic: " + ", ".join(f"{gain:+.3f} dB" for gain in gains), flush=True)
+        self.measured = {"gain_db": [round(float(gain), 3) for gain in gains]}
         if sum(gains) > self.best or self.done["features"]:  # features cost a little of what is measured here
             self.best = float(sum(gains))
+            self._save("best.pt", None)
+
+    @torch.no_grad()
+    def _refined(self) -> tuple[list[float], float]:
+        """On the x4 crops: mean PSNR over bicubic at 1, 2 and 4 steps, and BRISQUE below bicubic's at 4 steps"""
+        quality = brisque()
+        assert quality is not None  # FeatureLoss has asked for the packages
+        gains, falls = [], []
+        for batch in self.refined["x4"]:
+            results = [self.bundle.upscale(batch, steps) for steps in (1, 2, 4)]
+            gains.append([psnr(result, batch.truth) - psnr(batch.control, batch.truth) for result in results])
+            falls.append(quality(pixels(batch.control)) - quality(pixels(results[-1])))
+        return np.mean(gains, axis=0).tolist(), float(np.mean(falls))
+
+    def _report_refine(self) -> None:
+        """Kept is the lowest BRISQUE of the checkpoints whose gains are at most 0.01 dB below the start's lowest."""
+        gains, fall = self._refined()
+        print(f"  1, 2, 4 steps against bicubic: {', '.join(f'{gain:+.3f}' for gain in gains)} dB,", end=" ")
+        print(f"BRISQUE {-fall:+.2f} at 4 steps, floor {self.floor:+.3f} dB; at 1 step", end=" ")
+        for name, crops in list(self.refined.items())[1:]:
+            gain = np.mean([psnr(self.bundle.upscale(b, 1), b.truth) - psnr(b.control, b.truth) for b in crops])
+            print(f"{name} {gain:+.3f}", end=" ")
+        print(flush=True)
+        self.measured = {"gain_db": [round(gain, 3) for gain in gains], "brisque_below_bicubic": round(fall, 2)}
+        if fall > self.best and min(gains) >= self.floor:
+            self.best = fall
             self._save("best.pt", None)
 
     def _save(self, name: str, optimizer: torch.optim.Optimizer | None) -> None:
@@ -506,6 +699,9 @@ class Training:
                 "done": self.done,
                 "running": self.running,
                 "best": self.best,
+                "floor": self.floor,
+                "measured": self.measured,
+                "adversary": self.adversary.state(),
                 "scale": self.bundle.scale,
                 "shift": self.bundle.shift,
                 "thresholds": self.bundle.thresholds,
@@ -518,20 +714,25 @@ class Training:
         self.bundle.load_state_dict(state["models"])
         self.average, self.optimizer = state["average"], state["optimizer"]
         self.done, self.best, self.running = self.done | state["done"], state["best"], state.get("running", "")
+        self.floor, self.measured = state["floor"], state["measured"]
+        self.adversary.restore(state["adversary"])
         self.bundle.scale, self.bundle.shift = state["scale"], state["shift"]
         self.bundle.thresholds = state["thresholds"]
         print(f"Continuing after {self.done}", flush=True)
 
 
-def export(training: Training, listing: Path, out: Path) -> None:
-    """Write the best checkpoint as a bundle, in fp16, with what it was trained on and how it validated."""
+def export(training: Training, listing: Path, out: Path, before: dict[str, int] | None = None) -> None:
+    """Write the best checkpoint as a bundle, in fp16, with what it was trained on and how it validated.
+
+    `before` holds the iterations of the bundle that training started from.
+    """
     if not (training.folder / "best.pt").is_file():
         raise RuntimeError(f"{training.folder} has no checkpoint of the joint stage yet; train first")
     state = torch.load(training.folder / "best.pt", weights_only=True)
     bundle = training.bundle
     bundle.load_state_dict(state["models"])
     bundle.vae.register_to_config(scaling_factor=state["scale"], shift_factor=state["shift"])
-    photographs = [entry for entry in json.loads(listing.read_text())["photographs"] if entry["use"] == "train"]
+    photographs = [entry for entry in json.loads(listing.read_text()) if entry["use"] == "train"]
     weights.save(
         weights.Parts(
             unet=bundle.unet,
@@ -539,17 +740,18 @@ def export(training: Training, listing: Path, out: Path) -> None:
             vae=bundle.vae,
             text_encoder=bundle.text,
             tokenizer=bundle.tokenizer,
-            tagger=Tagger(bundle.ram, bundle.tag_names, torch.tensor(state["thresholds"])),
+            tagger=Tagger(bundle.ram, TAGS, torch.tensor(state["thresholds"])),
             scheduler=bundle.schedule.scheduler,
             name="SeeSR-tiny",
             process_size=64,
+            least_scale=SCALE,
         ),
         out,
         {
             "kind": "tiny",
             "trained_by": "scripts/photographs.py && scripts/train_tiny.py",
-            "iterations": state["done"],
-            "validation_gain_db": round(state["best"] / 3, 3),
+            "iterations": {stage: number + (before or {}).get(stage, 0) for stage, number in state["done"].items()},
+            "validation": state["measured"],
             "licences": {"weights": "CC-BY-SA-4.0", "tokenizer": "MIT (CLIP)"},
             "photographs": [{key: entry[key] for key in ("file", "credit", "licence")} for entry in photographs],
         },
@@ -579,33 +781,33 @@ class Averaged:
         self._swap()
 
 
-def f1(chosen: Tensor, truth: Tensor) -> float:
-    hits = (chosen & truth).sum().item()
-    return 2 * hits / max(1, chosen.sum().item() + truth.sum().item())
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--photographs", type=Path, default=ROOT / "work-photos", help="where photographs.py put them")
     parser.add_argument("--work", type=Path, default=ROOT / "work-train", help="checkpoints; a new run continues them")
     parser.add_argument("--tokenizer", type=Path, default=ROOT / "weights/tiny/tokenizer", help="CLIP's vocabulary")
     parser.add_argument("--out", type=Path, default=ROOT / "weights/tiny", help="the bundle to write")
+    parser.add_argument(
+        "--start", type=Path, help="a bundle to go on from: of the stages only those run whose iterations are given"
+    )
     parser.add_argument("--export-only", action="store_true", help="write the best checkpoint so far, train nothing")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    for stage in ("vae", "tagger", "joint", "features"):
-        parser.add_argument(
-            f"--{stage}", type=int, default=getattr(Plan, stage), help=f"iterations of the {stage} stage"
-        )
+    for stage in STAGES:
+        parser.add_argument(f"--{stage}", type=int, help=f"iterations of the {stage} stage ({getattr(Plan, stage)})")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     tokenizer = CLIPTokenizer.from_pretrained(arguments.tokenizer, local_files_only=True)
     listing = ROOT / "scripts/photographs.json"
     train, validate = (Photographs(arguments.photographs, listing, use) for use in ("train", "validate"))
-    plan = Plan(vae=arguments.vae, tagger=arguments.tagger, joint=arguments.joint, features=arguments.features)
-    training = Training(plan, train, validate, tokenizer, arguments.work)
+    asked = {stage: getattr(arguments, stage) for stage in STAGES}
+    usual = {stage: 0 if arguments.start else getattr(Plan, stage) for stage in STAGES}
+    plan = Plan(**{stage: usual[stage] if number is None else number for stage, number in asked.items()})
+    start = weights.load(arguments.start) if arguments.start else None
+    training = Training(plan, train, validate, tokenizer, arguments.work, start)
     if not arguments.export_only:
         training.run()
-    export(training, listing, arguments.out)
+    about = json.loads((arguments.start / "bundle.json").read_text()) if arguments.start else {}
+    export(training, listing, arguments.out, about.get("iterations"))
 
 
 if __name__ == "__main__":

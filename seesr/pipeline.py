@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+FINER_PIXELS = 2048 * 2048
+"""The largest working picture that a bundle's least scale may ask for."""
+
 
 @dataclass(frozen=True)
 class Result:
@@ -121,7 +124,8 @@ class SeeSR:
         assert settings.seed is not None
         image = image.convert("RGB")
         size, limit = (image.height, image.width), self.profile.output_pixels
-        target, working = working_size(size, settings.scale_factor, self.parts.process_size, limit)
+        parts = self.parts
+        target, working = working_size(size, settings.scale_factor, parts.process_size, limit, parts.least_scale)
         padded = self._padded_size(working)
         run = self._run(settings, noise, padded)
         tags, tokens = run.stage("tag", lambda: self._tag(image))
@@ -417,13 +421,18 @@ def seeded_noise(seed: int | None) -> Noise:
 
 
 def working_size(
-    size: tuple[int, int], scale: float, process_size: int, limit: int = hardware.OUTPUT_PIXELS
+    size: tuple[int, int],
+    scale: float,
+    process_size: int,
+    limit: int = hardware.OUTPUT_PIXELS,
+    least_scale: float = 1.0,
 ) -> tuple[tuple[int, int], tuple[int, int]]:
     """(height, width) of the input -> the target (height, width) and the size to work at.
 
     The target is round(scale * side). Both are the same unless the target's short side is below `process_size`; then
     the working picture is larger by one factor, but no longer than 8 * `process_size` or the target itself (what a
-    long thin picture's short side then lacks is padded). Raises ValueError for a target of more than `limit` pixels.
+    long thin picture's short side then lacks is padded). Below `least_scale` it is larger too, as if that had been
+    asked for, but no larger than FINER_PIXELS. Raises ValueError for a target of more than `limit` pixels.
     """
     target = (max(1, round(scale * size[0])), max(1, round(scale * size[1])))
     if target[0] * target[1] > limit:
@@ -433,6 +442,7 @@ def working_size(
         )
     short, long = sorted(target)
     grow = min(max(1.0, process_size / short), max(1.0, 8 * process_size / long))
+    grow = max(grow, min(least_scale / scale, math.sqrt(FINER_PIXELS / (short * long))))
     if grow == 1.0:
         return target, target
     return target, (math.ceil(target[0] * grow - 1e-6), math.ceil(target[1] * grow - 1e-6))

@@ -42,7 +42,10 @@ Model = TypeVar("Model", bound=nn.Module)
 
 @dataclass(frozen=True)
 class Parts:
-    """Everything a bundle holds, built. `process_size` is the smallest short side, in pixels, to work at."""
+    """Everything a bundle holds, built. `process_size` is the smallest short side, in pixels, to work at.
+
+    `least_scale` is the smallest factor to work at, for models that learned one factor only; the result is reduced.
+    """
 
     unet: UNet2DConditionModel
     controlnet: ControlNetModel
@@ -53,6 +56,7 @@ class Parts:
     scheduler: DDPMScheduler
     name: str
     process_size: int
+    least_scale: float = 1.0
 
 
 def load(bundle: Path, device: str = "cpu", dtype: torch.dtype | None = None) -> Parts:
@@ -68,6 +72,9 @@ def load(bundle: Path, device: str = "cpu", dtype: torch.dtype | None = None) ->
     name, process_size = about.get("name"), about.get("process_size")
     if not isinstance(name, str) or not isinstance(process_size, int) or process_size < 1:
         raise RuntimeError(f"{bundle / 'bundle.json'} must give a name and a process_size in pixels; build it again")
+    least_scale = about.get("least_scale", 1)
+    if not isinstance(least_scale, (int, float)) or not 1 <= least_scale <= 8:
+        raise RuntimeError(f"{bundle / 'bundle.json'}: least_scale must be 1 to 8, got {least_scale}; build it again")
 
     def read(part: str, build: Callable[[], Model]) -> Model:
         try:
@@ -93,6 +100,7 @@ def load(bundle: Path, device: str = "cpu", dtype: torch.dtype | None = None) ->
         scheduler=scheduler,
         name=name,
         process_size=process_size,
+        least_scale=least_scale,
     )
 
 
@@ -288,7 +296,8 @@ def save(
         source = Path(parts.tokenizer.name_or_path)
         for name in TOKENIZER:
             writer.text(f"tokenizer/{name}", (source / name).read_text(encoding="utf-8"))
-        writer.json("bundle.json", {"name": parts.name, "process_size": parts.process_size, **info})
+        sizes = {"process_size": parts.process_size, "least_scale": parts.least_scale}
+        writer.json("bundle.json", {"name": parts.name, **sizes, **info})
 
 
 def _plain(scheduler: DDPMScheduler) -> dict[str, Any]:

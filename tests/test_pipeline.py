@@ -148,6 +148,25 @@ def test_working_size(size: tuple[int, int], scale: float, target: tuple[int, in
     assert working_size(size, scale, 512) == (target, working)
 
 
+@pytest.mark.parametrize(
+    ("size", "scale", "working"),
+    [
+        ((100, 80), 2, (400, 320)),
+        ((100, 80), 1, (400, 320)),
+        ((100, 80), 3, (400, 320)),
+        ((100, 80), 4, (400, 320)),
+        ((100, 80), 8, (800, 640)),
+        ((1024, 1024), 1, (2048, 2048)),
+        ((2048, 2048), 2, (4096, 4096)),
+    ],
+)
+def test_a_least_scale_is_worked_at_up_to_four_megapixels(
+    size: tuple[int, int], scale: float, working: tuple[int, int]
+) -> None:
+    found = working_size(size, scale, 64, least_scale=4)
+    assert found == ((round(scale * size[0]), round(scale * size[1])), working)
+
+
 def test_a_result_beyond_the_limit_is_refused() -> None:
     assert working_size((1024, 1024), 8, 512)[0] == (8192, 8192)
     with pytest.raises(ValueError, match=r"at most 67 megapixels, scale_factor 8 would give 16000 x 8000"):

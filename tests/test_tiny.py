@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from degradation import degrade
 from evaluate import psnr, sharpness, ssim
 from PIL import Image
@@ -115,6 +116,57 @@ def test_a_flat_picture_stays_flat_and_keeps_its_colour(seesr: SeeSR) -> None:
         off = np.abs(pixels(seesr, Image.new("RGB", (48, 48), colour), BASE) - colour)
         assert off.mean() <= 1.5
         assert np.percentile(off, 99) <= 6
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_a_noisy_sky_becomes_smooth_and_stays_so(seesr: SeeSR, steps: int) -> None:
+    """A clear sky with camera noise and JPEG: nothing is drawn into it, and half of its grain goes."""
+    fade = np.linspace(0, 1, 192)[:, None, None]
+    truth = np.broadcast_to(np.array([70, 130, 210]) * (1 - fade) + np.array([180, 205, 230]) * fade, (192, 192, 3))
+    noisy = degrade(truth.round().astype(np.uint8), np.random.default_rng(13))
+    image = Image.fromarray(noisy)
+    ours = pixels(seesr, image, replace(BASE, num_inference_steps=steps))
+    bicubic = np.asarray(images.resize(image, (192, 192))).astype(int)
+    grain_in, grain_out = ((picture - truth).std() for picture in (bicubic, ours))
+    assert grain_in > 1.5
+    assert grain_out < 0.8 * grain_in
+
+
+def test_tile_borders_do_not_show(seesr: SeeSR) -> None:
+    """Where tiles begin or end, neighbouring pixels differ by no more than in the untiled picture or elsewhere."""
+    image = images.open_image(DATA / "astronaut.jpg").rgb.resize((64, 64))
+    whole, tiled = (seesr.upscale(image, replace(BASE, latent_tiled_size=size)) for size in (64, 32))
+    assert (whole.tiles, tiled.tiles) == (1, 9)
+    borders = [4 * edge - 1 for edge in (16, 32, 48)]
+    for axis in (0, 1):
+        before, after = (np.abs(np.diff(np.asarray(r.image).astype(float), axis=axis)) for r in (whole, tiled))
+        excess = (after - before).mean((1 - axis, 2))
+        elsewhere = np.delete(excess, borders)
+        assert excess[borders].max() <= max(0.3, elsewhere.max())
+        assert excess[borders].mean() <= elsewhere.mean() + 0.2
+
+
+def test_colours_stay_where_they_were(seesr: SeeSR, animal: Image.Image) -> None:
+    ours = pixels(seesr, animal, BASE)
+    bicubic = np.asarray(images.resize(animal, (192, 256))).astype(int)
+    difference = (ours - bicubic).reshape(4, 48, 4, 64, 3).mean((1, 3))
+    assert np.abs(difference.mean((0, 1))).max() < 0.5
+    assert np.abs(difference).max() < 3
+
+
+def test_tags_act_on_the_picture(seesr: SeeSR, animal: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With all tags forced on, and with none, the prompt and the picture are others."""
+    tagger, found = seesr.parts.tagger, []
+    for threshold in (-1.0, 2.0):
+        monkeypatch.setattr(tagger, "thresholds", torch.full((len(tagger.tags),), threshold))
+        found.append(seesr.upscale(animal, BASE))
+    every, none = found
+    assert every.tags == tagger.tags
+    assert none.tags == []
+    assert every.prompt.startswith(", ".join(tagger.tags))
+    apart = np.abs(np.asarray(every.image).astype(int) - np.asarray(none.image))
+    assert apart.max() >= 3
+    assert apart.mean() < 5
 
 
 def test_tags_are_words_of_its_list(seesr: SeeSR, animal: Image.Image) -> None:

