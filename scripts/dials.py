@@ -211,6 +211,27 @@ def known_modes(seesr: SeeSR, seed: int, count: int = 8, patch: int = 4) -> Tria
     return trials
 
 
+def two_modes(seed: int, count: int = 8) -> str:
+    """Markdown: how far from the nearer of two modes each choice is, by their distance and the runs' own noise.
+
+    Every place is at one mode in seven runs of ten and else at the other, as a picture that must decide.
+    """
+    lines = ["| modes apart | noise | nearest | mean | " + " | ".join(f"kds, {b}" for b in BANDWIDTHS) + " |"]
+    lines.append("|---" * (4 + len(BANDWIDTHS)) + "|")
+    for apart in (2.0, 1.0):
+        for noise in (0.2, 0.3):
+            random = torch.Generator().manual_seed(seed)
+            side = torch.where(torch.rand(count, 1, 32, 32, generator=random) < 0.7, apart / 2, -apart / 2)
+            runs = side + noise * torch.randn(count, 4, 32, 32, generator=random)
+            ways = [chosen(runs), runs.mean(0, keepdim=True), *(chosen(kds.steer(runs, b)) for b in BANDWIDTHS)]
+            off = [
+                torch.minimum((way - apart / 2).square().mean(1), (way + apart / 2).square().mean(1)).mean().sqrt()
+                for way in ways
+            ]
+            lines.append(f"| {apart:g} | {noise:g} | " + " | ".join(f"{value:.3f}" for value in off) + " |")
+    return "\n".join(lines)
+
+
 def chosen(runs: Tensor) -> Tensor:
     return runs[[kds.nearest_to_mean(runs)]]
 

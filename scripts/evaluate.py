@@ -514,6 +514,8 @@ def main() -> None:
     if arguments.tags:
         examine_tagger(arguments.bundle, folder)
         return
+    if arguments.kds_modes:
+        print(f"Distance from the nearer of two modes (root mean square):\n{dials.two_modes(arguments.seed)}")
     seesr = SeeSR.load(arguments.bundle)
     rows, pictures = [], []
     for scale in sorted(set(arguments.scales)):
