@@ -31,19 +31,24 @@ class ManyPredictor(Predictor):
         use_kds: bool = Input(default=False, description="Kernel density steering: make the picture num_particles times with different noise, draw the runs to what most agree on, and keep the one in the middle. Steadier between seeds, hardly better; denoising takes num_particles times as long."),
         num_particles: int = Input(default=4, ge=1, le=16, description="How many runs use_kds makes. Each costs one more denoising; acts only with use_kds."),
         bandwidth: float = Input(default=0.3, ge=0.1, le=0.8, description="How alike runs must be for use_kds to draw them together: 0.1 leaves each nearly as it is, 0.8 averages all. Costs nothing; acts only with use_kds."),
-        fidelity: float = Input(default=0.5, ge=0, le=1, description="How true to your picture: 0.5 is the model's own result, 1 holds back what it adds (softer, nearer to your picture), 0 brings it out (sharper, further away). Costs nothing."),
+        fidelity: float = Input(default=0.5, ge=0, le=1, description="How true to your picture: 0.5 is the model's own result, 1 holds back what it adds (softer, nearer to your picture), 0 brings it out (sharper, further away). Costs next to nothing."),
         sample_times: int = Input(default=1, ge=1, le=4, description="Variations of each picture, from the seeds seed, seed + 1 and so on. Each takes as long as the first."),
     ) -> list[Path]:
         """Enlarge photographs and restore them."""
         # fmt: on
         inputs = {name: value for name, value in locals().items() if name not in ("self", "images", "sample_times")}
-        from seesr.images import open_image
+        from seesr.images import check_output, open_image
+        from seesr.pipeline import working_size
+        from seesr.settings import Settings
 
+        settings = Settings(**inputs)
         if not images:
             raise ValueError("images must hold at least one picture, got none")
         for number, image in enumerate(images):
             try:
-                open_image(image)  # a bad one is told before the work on the others
+                width, height = open_image(image).rgb.size  # a bad one is told before the work on the others
+                target, _ = working_size((height, width), scale_factor, process_size=1)
+                check_output((target[1], target[0]), settings)
             except ValueError as error:
                 raise ValueError(f"images, number {number + 1}: {error}") from error
         seeds = [None if seed is None else seed + number for number in range(sample_times)]

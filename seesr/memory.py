@@ -290,7 +290,7 @@ class MemoryModel:
     @torch.inference_mode()
     def _measure_middle(self, way: str, sampled: bool) -> float:
         """Bytes per latent pixel of the middle block, what it is given included."""
-        side = 32
+        side = 4 * vae_tiling.WINDOW if sampled else 32  # one block's keys must not be charged to every pixel
         block = getattr(self.vae, f"{way}r").mid_block
         with torch.device("meta"), FusedAttention(), LiveBytes() as live:
             hidden = torch.empty(1, self.vae.config["block_out_channels"][-1], side, side, dtype=self.vae.dtype)

@@ -25,7 +25,7 @@ WHOLE_ATTENTION = 256 * 256
 
 SAMPLED_KEYS = 128 * 128
 WINDOW, MARGIN = 64, 16
-"""Beyond it: the size of the sample, the side of the blocks that share their keys, and how far around them is near."""
+"""Beyond it: about the size of the sample, the side of the blocks that share their keys, and how far around them is near."""
 
 Span = tuple[int, int]
 Statistics = tuple[Tensor, Tensor]
@@ -318,7 +318,7 @@ def middle(block: Any, hidden: Tensor, stride: int | None = None) -> Tensor:
     """
     pixels = hidden.shape[2] * hidden.shape[3]
     if stride is None:
-        stride = 1 if pixels <= WHOLE_ATTENTION else math.ceil(math.sqrt(pixels / SAMPLED_KEYS))
+        stride = 1 if pixels <= WHOLE_ATTENTION else round(math.sqrt(pixels / SAMPLED_KEYS))
     if stride <= 1:
         return block(hidden)
     hidden = block.resnets[0](hidden, None)
@@ -332,8 +332,9 @@ def middle(block: Any, hidden: Tensor, stride: int | None = None) -> Tensor:
 def _sampled_attention(attention: Any, hidden: Tensor, stride: int) -> Tensor:
     """Self-attention of every block of pixels to all that are near it and to every n-th row and column of the others.
 
-    A sampled key counts for the stride² pixels that it stands for, so that the sum is that of whole attention where
-    keys are alike; near keys are exact, so that what looks at itself finds itself.
+    A sampled key counts for the stride² pixels that it stands for, so that the sum is about that of whole attention
+    where keys are alike (within a tenth at borders that the stride does not divide); near keys are exact, so that what
+    looks at itself finds itself.
     """
     inner = attention.group_norm(hidden.flatten(2)).unflatten(2, hidden.shape[2:])
     height, width = inner.shape[2:]

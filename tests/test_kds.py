@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -133,7 +134,8 @@ def test_tiles_batches_and_guidance_change_nothing_but_rounding(tiny: SeeSR) -> 
 
 def test_particles_share_all_but_the_denoising(tiny: SeeSR) -> None:
     seen: dict[str, list[int]] = {}
-    parts = {"encoder": tiny.parts.vae.encoder, "decoder": tiny.parts.vae.decoder, "unet": tiny.parts.unet}
+    vae: Any = tiny.parts.vae
+    parts = {"encoder": vae.encoder.conv_in, "decoder": vae.decoder.conv_in, "unet": tiny.parts.unet}
 
     def watch(name: str) -> Callable[..., None]:
         return lambda _module, _inputs, output: seen.setdefault(name, []).append(
