@@ -288,7 +288,8 @@ class MemoryModel:
     @torch.inference_mode()
     def _measure_middle(self, way: str, sampled: bool) -> float:
         """Bytes per latent pixel of the middle block, what it is given included."""
-        side = 32
+        # Sampled attention holds its blocks' keys whatever the size: measured where it begins to be used.
+        side = 512 if sampled else 32
         block = getattr(self.vae, f"{way}r").mid_block
         with torch.device("meta"), FusedAttention(), LiveBytes() as live:
             hidden = torch.empty(1, self.vae.config["block_out_channels"][-1], side, side, dtype=self.vae.dtype)
