@@ -1,17 +1,17 @@
 """The reference's way of tiling, through our networks: what gains are measured against.
 
-Equal to cswry/SeeSR's own defaults: the number and size of the latent tiles (320, overlapping 4), one at a time, the
-control picture embedded anew for every tile and step, and for the VAE its boxes (1024 pixels with 32 around to encode,
-224 latent pixels with 11 around to decode), with attention inside each box. Not equal: where latent tiles lie and how
-they blend (evenly and by sin², as everywhere here), and each VAE box has its own GroupNorm statistics where the
-reference pools them; neither changes the work. The second branch that the reference runs at cfg_scale 1, its second
-run of the tagger and its resizing back and forth are left out, in its favour.
+Equal to cswry/SeeSR: where latent tiles of 320 overlapping 4 lie, one at a time, the control picture embedded anew for
+every tile and step, and for the VAE its boxes (1024 pixels with 32 around to encode, 224 latent pixels with 11 around
+to decode), with attention inside each box. Not equal: how latent tiles blend (by sin², as everywhere here), and each
+VAE box has its own GroupNorm statistics where the reference pools them; neither changes the work. The second branch
+that the reference runs at cfg_scale 1, its second run of the tagger and its resizing back and forth are left out, in
+its favour.
 """
 
 import copy
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -20,8 +20,9 @@ from torch import Tensor
 
 from seesr.hardware import Profile
 from seesr.memory import Plan, VaeTiles
-from seesr.pipeline import Pictures, SeeSR
+from seesr.pipeline import Conditions, Pictures, SeeSR
 from seesr.run import Run
+from seesr.tiling import TileGrid, _ramp
 from seesr.upsampling import PhaseUpsample
 from seesr.weights import Parts
 
@@ -31,7 +32,22 @@ ENCODE = (1024, 32)
 DECODE = (224, 11)
 """Tile and what it reads around: pixels to encode, latent pixels to decode."""
 
-PLAN = Plan(320, 4, 1, VaeTiles(ENCODE[0] // 8), VaeTiles(DECODE[0]))
+
+class ReferencePlan(Plan):
+    """Latent tiles of their full size, the last of them moved back inside."""
+
+    def grid(self, size: tuple[int, int]) -> TileGrid:
+        sides = (min(size[0], self.latent_tile), min(size[1], self.latent_tile))
+        tops, lefts = (self._starts(length, side) for length, side in zip(size, sides, strict=True))
+        weights = [_ramp(side, min(self.overlap, side // 2)) for side in sides]
+        return TileGrid(size, sides, tops, lefts, *weights)
+
+    def _starts(self, length: int, side: int) -> tuple[int, ...]:
+        step = self.latent_tile - self.overlap
+        return (*range(0, length - side, step), length - side)
+
+
+PLAN = ReferencePlan(320, 4, 1, VaeTiles(ENCODE[0] // 8), VaeTiles(DECODE[0]))
 
 
 class ReferenceWay(SeeSR):
@@ -41,13 +57,16 @@ class ReferenceWay(SeeSR):
         super().__init__(replace(parts, vae=copy.deepcopy(parts.vae)), profile, device)
         for module in self.parts.vae.modules():
             if isinstance(module, PhaseUpsample):
-                module.__class__ = Upsample2D
+                module.__class__ = Upsample2D  # pyright: ignore
 
     def plan(self, size: tuple[int, int], settings: Any) -> Plan:
         return PLAN
 
-    def _predict_tiles(self, whole: Tensor, pictures: Pictures, *rest: Any) -> Any:
-        return super()._predict_tiles(whole, Pictures(self, pictures._control, pictures.grid, False), *rest)
+    def _predict_tiles(
+        self, whole: Tensor, pictures: Pictures, t: int, conditions: Conditions, run: Run, bar: Any
+    ) -> Iterator[Tensor]:
+        afresh = Pictures(self, pictures._control, pictures.grid, embedded=False)
+        return super()._predict_tiles(whole, afresh, t, conditions, run, bar)
 
     def _vae(self, way: str, part: Tensor, run: Run) -> Tensor:
         return through_vae(self.parts.vae, way, part.to(self.parts.vae.dtype)).float()
@@ -74,6 +93,7 @@ def _boxes(model: Any, part: Tensor, tile: int, halo: int, scaled: Callable[[int
         found = model(part[:, :, slice(*rows), slice(*columns)])
         if result is None:
             result = found.new_empty(*found.shape[:2], *(scaled(side) for side in size))
+        assert result is not None
         # Where the answer lies in the result, and in what was found.
         into = [slice(*(scaled(side) for side in span)) for span in (answer_rows, answer_columns)]
         start = [scaled(span[0]) for span in (rows, columns)]

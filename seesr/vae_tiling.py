@@ -25,7 +25,7 @@ WHOLE_ATTENTION = 256 * 256
 
 SAMPLED_KEYS = 128 * 128
 WINDOW, MARGIN = 64, 16
-"""Beyond it: about the size of the sample, the side of the blocks that share their keys, and how far around them is near."""
+"""Beyond it: about how large the sample is, the side of the blocks that share keys, and how far around them is near."""
 
 Span = tuple[int, int]
 Statistics = tuple[Tensor, Tensor]

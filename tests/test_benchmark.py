@@ -12,12 +12,12 @@ import reference_way
 import torch
 import work
 from golden import manifest
-from reference_way import ReferenceWay
+from reference_way import ReferencePlan, ReferenceWay
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from seesr import hardware, images, weights
-from seesr.memory import Plan, VaeTiles
+from seesr.memory import VaeTiles
 from seesr.pipeline import SeeSR
 from seesr.settings import Settings
 
@@ -32,7 +32,7 @@ def test_counted_without_computing_is_what_a_real_run_does(
     tiny: SeeSR, monkeypatch: pytest.MonkeyPatch, way: type[SeeSR], steps: int, tile: int
 ) -> None:
     seesr = way(tiny.parts, tiny.profile, "cpu")
-    monkeypatch.setattr(reference_way, "PLAN", Plan(64, 4, 1, VaeTiles(64), VaeTiles(64)))
+    monkeypatch.setattr(reference_way, "PLAN", ReferencePlan(64, 4, 1, VaeTiles(64), VaeTiles(64)))
     settings = Settings(num_inference_steps=steps, seed=0, latent_tiled_size=tile)
     picture = benchmark.picture_of(96).rgb
     plan = seesr.plan(work.padded_size(seesr, (96, 96), 4.0), settings)
@@ -67,6 +67,9 @@ def test_flops_are_torch_s() -> None:
 
 
 def test_the_reference_s_boxes() -> None:
+    grid = reference_way.PLAN.grid((512, 1024))
+    assert (grid.tile, grid.tops, grid.lefts) == ((320, 320), (0, 192), (0, 316, 632, 704))
+    assert reference_way.PLAN.grid((100, 320)).offsets == [(0, 0)]
     assert reference_way.spans(512, 224, 11) == [
         ((0, 214), (0, 203)),
         ((192, 406), (203, 395)),
@@ -96,6 +99,7 @@ def test_the_full_size_is_the_real_one(real: weights.Parts) -> None:
     assert sum(p.numel() for p in real.vae.parameters()) == pytest.approx(83.7e6, rel=0.01)
 
 
+@pytest.mark.slow
 def test_a_third_of_the_reference_s_work_at_one_step_and_a_quarter_from_two(real: weights.Parts) -> None:
     """1024 -> 4096 with a large card's tiles. What is left at one step is the VAE's convolutions, which are exact."""
     ours = SeeSR(real, hardware.GPUS["a40-large"], "meta")

@@ -13,10 +13,11 @@ from golden import manifest
 from torch import Tensor
 
 from seesr import hardware, images, pipeline, vae_tiling, weights
-from seesr.memory import LiveBytes, MemoryModel, Plan, VaeTiles, attempt
+from seesr.memory import FusedAttention, LiveBytes, MemoryModel, Plan, VaeTiles, attempt
 from seesr.pipeline import SeeSR
 from seesr.run import Run
 from seesr.settings import ColorFix, Settings
+from seesr.upsampling import double_by_phases
 
 EXACT = Plan(128, 16, 1, VaeTiles(256), VaeTiles(256))
 STAGES = ("tag", "text", "resize", "encode", "denoise", "decode", "color")
@@ -41,6 +42,7 @@ def build_full_size() -> MemoryModel:
     blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
     build: Any = AutoencoderKL
     vae = weights.build_empty(lambda: build(**widths, **blocks, latent_channels=4)).half()
+    double_by_phases(vae.decoder)
     return MemoryModel(controlnet, unet, vae, pipeline.call_networks)
 
 
@@ -115,6 +117,15 @@ def test_the_fidelity_dial_is_counted(tiny: SeeSR, monkeypatch: pytest.MonkeyPat
     predicted = tiny.memory.peaks((600, 800), settings, plan)
     real = measured(tiny, torch.rand(1, 3, 150, 200), settings, plan, monkeypatch)
     assert predicted["color"] == pytest.approx(real["color"], rel=0.15)
+
+
+@pytest.mark.parametrize("way", ["encode", "decode"])
+def test_sampled_attention_is_predicted_by_the_pixel(full_size: MemoryModel, way: str) -> None:
+    """What the middle block of a large picture holds grows with its pixels, not with its blocks."""
+    block = getattr(full_size.vae, f"{way}r").mid_block
+    with torch.inference_mode(), torch.device("meta"), FusedAttention(), LiveBytes() as live:
+        vae_tiling.middle(block, torch.empty(1, 512, 512, 512, dtype=torch.float16))
+    assert full_size._middle(way, True) == pytest.approx(live.peak / 512**2, rel=0.2)
 
 
 def test_live_bytes_counts_what_lives() -> None:

@@ -1,6 +1,7 @@
 """Tiled encoding and decoding equal the untiled ones, and those equal the reference."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -105,7 +106,7 @@ def test_sampled_attention_is_the_whole_one_where_every_key_is_taken(
 @torch.inference_mode()
 def test_sampled_attention_finds_what_looks_at_itself(golden: SeeSR, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sharp attention, every pixel on its own like: a sample alone would lose it, near keys keep it."""
-    attention = copy.deepcopy(golden.parts.vae.decoder.mid_block.attentions[0])
+    attention: Any = copy.deepcopy(golden.parts.vae.decoder.mid_block.attentions[0])
     attention.to_q.weight.copy_(30 * attention.to_k.weight)
     hidden = torch.randn(1, 64, 40, 40)
     exact = attention(hidden)
