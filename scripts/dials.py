@@ -183,7 +183,8 @@ def known_modes(seesr: SeeSR, seed: int, count: int = 8, patch: int = 4) -> Tria
 
     def trials(_: np.ndarray, truth: np.ndarray) -> Iterator[Trial]:
         picture = images.to_tensor(images.from_pixels(truth))
-        picture = picture[:, :, : picture.shape[2] // 16 * 16, : picture.shape[3] // 16 * 16]
+        cell = seesr.factor * patch
+        picture = picture[:, :, : picture.shape[2] // cell * cell, : picture.shape[3] // cell * cell]
         vae = seesr.parts.vae
         with torch.inference_mode():
             moments: Any = vae.encode(picture * 2 - 1)
