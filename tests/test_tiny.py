@@ -89,7 +89,7 @@ def test_the_fidelity_dial_is_monotone(seesr: SeeSR, color_fix: ColorFix) -> Non
     """Nearer to the input and softer all the way, truer up to neutral; neutral is what there was without the dial."""
     truth = np.asarray(images.open_image(DATA / "astronaut.jpg").rgb)[:192, 32:224]
     image = Image.fromarray(degrade(truth, np.random.default_rng(2)))
-    enlarged = np.asarray(images.resize(image, truth.shape[:2]))
+    enlarged = np.asarray(images.resize(image, (192, 192)))
     base = replace(BASE, color_fix=color_fix)
     dialled = [
         pixels(seesr, image, replace(base, fidelity=value)).astype(np.uint8) for value in (0, 0.25, 0.5, 0.75, 1)
