@@ -12,11 +12,11 @@ LIGHT = {"dark": (50, 75), "bright": (185, 160)}
 """Mean luma, of 255: from the first value on the tag is shown, from the second on it is not."""
 GREY = (4, 14)
 """Mean distance of the strongest and the weakest colour, of 255: likewise, for "black and white"."""
-HUES = {"warm colors": (165, 30), "green": (33, 85), "blue": (88, 132)}
+HUES = {"warm colors": (165, 30), "green": (33, 85)}
 """First and last hue, in OpenCV's half degrees, of pixels that have a colour."""
 ENOUGH, LITTLE = 0.45, 0.25
 """Share of a picture's pixels: from here on a hue is shown; up to here it is not."""
-TAGS = ("black and white", "blue", "bright", "dark", "green", "warm colors")
+TAGS = ("black and white", "bright", "dark", "green", "warm colors")
 PARTS = ((0, 0, 1, 1), *((y, x, y + 0.5, x + 0.5) for y in (0, 0.5) for x in (0, 0.5)))
 """top, left, bottom, right of what the tagger is examined on: the whole photograph and its quarters"""
 

@@ -509,7 +509,7 @@ class Training:
         self.bundle = Bundle(tokenizer)
         self.average: dict[str, Tensor] = {}
         self.adversary = Adversary()
-        self.done = dict.fromkeys(STAGES, 0)
+        self.done: dict[str, int] = dict.fromkeys(STAGES, 0)
         self.best, self.floor = -math.inf, -math.inf
         self.measured: dict[str, Any] = {}
         """What the latest validation found, for bundle.json."""
