@@ -123,7 +123,7 @@ def test_refining_starts_from_a_bundle_and_resumes(listing: Path, tiny_bundle: P
         broken.run()
     second = training(listing, tmp_path / "parts", tokenizer, tiny_bundle, **none, refine=4, report=2)
     assert second.done["refine"] == 2
-    assert second.adversary.seen == 2
+    assert 0 < second.adversary.seen <= 2  # not on batches of the negative prompt
     second.run()
     ours = dict(second.bundle.named_parameters()) | dict(second.adversary.critic.named_parameters())
     for name, parameter in [*whole.bundle.named_parameters(), *whole.adversary.critic.named_parameters()]:
