@@ -163,8 +163,11 @@ def test_no_seam_shows_where_tiles_meet(tiny: SeeSR, kind: str) -> None:
     result = images.to_tensor(tiny.upscale(picture, settings).image) * 255
     grid = tiny.plan((512, 768), settings).grid((512 // tiny.factor, 768 // tiny.factor))
     jumps = result.diff(dim=3).abs().mean(dim=(0, 1, 2))
+    around = F.avg_pool1d(jumps[None], 25, 1, 12, count_include_pad=False)[
+        0
+    ]  # a picture is not equally busy everywhere
     edges = [tiny.factor * edge for left in grid.lefts for edge in (left, left + grid.tile[1])]
     borders = [edge - 1 for edge in edges if 0 < edge < 768]
     assert len(borders) >= 4
-    assert jumps[borders].mean() < 1.1 * jumps.mean() + 0.05
+    assert (jumps[borders] / around[borders]).mean() < 1.1
     assert jumps[borders].max() <= jumps.max()
