@@ -290,7 +290,7 @@ class MemoryModel:
     @torch.inference_mode()
     def _measure_middle(self, way: str, sampled: bool) -> float:
         """Bytes per latent pixel of the middle block, what it is given included."""
-        side = 4 * vae_tiling.WINDOW if sampled else 32  # one block's keys must not be charged to every pixel
+        side = 8 * vae_tiling.WINDOW if sampled else 32  # one block's keys must not be charged to every pixel
         block = getattr(self.vae, f"{way}r").mid_block
         with torch.device("meta"), FusedAttention(), LiveBytes() as live:
             hidden = torch.empty(1, self.vae.config["block_out_channels"][-1], side, side, dtype=self.vae.dtype)
@@ -312,7 +312,7 @@ class MemoryModel:
         return [(max(pair) - source, peak - source) for *pair, peak in zip(held, after, peaks, strict=True)]
 
 
-_COLOR = {"wavelet": (3, 7), "dwt": (4, 0), "adain": (5, 0), "none": (2, 0)}
+_COLOR = {"wavelet": (3, 4), "dwt": (4, 0), "adain": (5, 0), "none": (2, 0)}
 """What color_fix.match_color holds at its worst: whole pictures (its two arguments too), and strips of one."""
 
 _FIDELITY = (3, 6)

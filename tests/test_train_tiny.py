@@ -136,7 +136,7 @@ def test_the_critic_learns_and_its_loss_has_a_chosen_strength() -> None:
     adversary, real = Adversary(), torch.rand(2, 3, 32, 32)
     batch = Batch(real, torch.zeros_like(real), torch.zeros(2, 3, 8, 8), [(), ()])
     ours = torch.zeros_like(real).requires_grad_()
-    gaps = []
+    gaps, loss = [], torch.zeros(())
     for _ in range(60):
         ours.grad = None
         loss = adversary(ours, batch)
@@ -144,7 +144,7 @@ def test_the_critic_learns_and_its_loss_has_a_chosen_strength() -> None:
         with torch.no_grad():
             scores = [adversary.critic(torch.cat([p, batch.control], 1)).mean().item() for p in (real, ours)]
         gaps.append(scores[0] - scores[1])
-    assert loss.item() == 0  # pyright: ignore[reportPossiblyUnbound]
+    assert loss.item() == 0
     assert gaps[-1] > gaps[0] + 0.1
     assert ours.grad is not None
     expected = Adversary.SHARE * 60 / Adversary.WARM_UP / ours.numel() ** 0.5

@@ -130,7 +130,7 @@ def test_statistics_hold_far_from_zero(golden: SeeSR) -> None:
 @torch.inference_mode()
 def test_half_precision_runs_and_stays_close(golden: SeeSR) -> None:
     vae = copy.deepcopy(golden.parts.vae).bfloat16()
-    latent = RECORDED["z"].to(torch.bfloat16)
-    tiled, whole = vae_tiling.decode(vae, latent, 16), vae_tiling.decode(vae, latent)
+    latent = RECORDED["z"][:, :, :16, :20].to(torch.bfloat16)
+    tiled, whole = vae_tiling.decode(vae, latent, 8), vae_tiling.decode(vae, latent)
     assert tiled.dtype == torch.bfloat16
     assert (tiled.float() - whole.float()).abs().mean() < 0.02
