@@ -46,8 +46,8 @@ CPU = Profile("cpu", 0, (0, 0), torch.float32, latent_tile=128, overlap=16, tile
 # Latent tiles of 96 on every card, by counted work (docs/performance.md): a latent pixel costs five times as much in a
 # tile of 320 as in one of 96, as self-attention is quadratic. 64, which SD-Turbo was trained on, would save another
 # fifth, but 96 is what SeeSR's turbo script uses and sees half as far again. One size for all cards also means that a
-# seed gives nearly the same picture on each. Batches hold about as many latent pixels as one tile of 256 or 320 did. VAE
-# tiles only where whole pictures of 4096 x 4096 don't fit. An overlap of an eighth hides seams.
+# seed gives nearly the same picture on each. Batches hold about as many latent pixels as one tile of 256 or 320 did.
+# VAE tiles only where whole pictures of 4096 x 4096 don't fit. An overlap of an eighth hides seams.
 _GPU: dict[str, Any] = {"dtype": torch.float16, "latent_tile": 96, "overlap": 12}
 GPUS = {
     profile.name: profile
