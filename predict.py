@@ -1,5 +1,6 @@
 """The Cog interface: inputs, which bundle, and where the result goes. What happens to a picture is in seesr/."""
 
+import gc
 import logging
 import mimetypes
 import os
@@ -23,8 +24,11 @@ class Predictor(BasePredictor):
         mimetypes.add_type("image/webp", ".webp")
         self.output: Optional[FilePath] = None
         bundle, start = choose_bundle(), time.perf_counter()
+        gc.disable()  # it would take a quarter of the import's time to look at what stays
         from seesr.pipeline import SeeSR  # imported here: reading the interface must not cost seconds
 
+        gc.enable()
+        gc.freeze()
         imported = time.perf_counter()
         self.seesr = SeeSR.load(bundle, gpu=os.environ.get("SEESR_GPU"))
         loaded = time.perf_counter()
@@ -68,14 +72,14 @@ class Predictor(BasePredictor):
                 raise ValueError(f"latent_tiled_size must be 0 or between 32 and 480, got {tile}")
         checked = [(file, Settings(**inputs)) for file, inputs in works]
         self._remove_output()
-        self.output = FilePath(tempfile.mkdtemp(prefix="seesr-"))
+        folder = self.output = FilePath(tempfile.mkdtemp(prefix="seesr-"))
         try:
-            return [self._upscale_one(*work, number) for number, work in enumerate(checked)]
+            return [self._upscale_one(*work, folder, number) for number, work in enumerate(checked)]
         except BaseException:  # cancelled or failed: nothing half-written stays
             self._remove_output()
             raise
 
-    def _upscale_one(self, file: Path, settings: Any, number: int) -> Path:
+    def _upscale_one(self, file: Path, settings: Any, folder: FilePath, number: int) -> Path:
         from seesr import images
         from seesr.memory import attempt
 
@@ -83,17 +87,13 @@ class Predictor(BasePredictor):
         width, height = (round(settings.scale_factor * side) for side in picture.rgb.size)
         images.check_output((width, height), settings)  # before the work, not after it
         result = self.seesr.upscale(picture.rgb, settings)
-        assert self.output is not None
         name = f"output-{number + 1}" if number else "output"
-        path, start = self.output / f"{name}.{settings.output_format}", time.perf_counter()
+        path, start = folder / f"{name}.{settings.output_format}", time.perf_counter()
         attempt("file", lambda: images.save_image(picture, result.image, path, settings))
-        seconds = result.timings | {"file": time.perf_counter() - start}
-        logging.info("Seed %d, %d tiles, %.2f s in all.", result.seed, result.tiles, sum(seconds.values()))
-        metrics = {"seed": result.seed, "tags": result.tags, "tiles": result.tiles, "plan": str(result.plan)}
-        metrics |= {"recoveries": result.recoveries, "steps": settings.num_inference_steps}
-        metrics |= {"seconds": {name: round(value, 4) for name, value in seconds.items()}}
-        metrics |= {"model": self.seesr.parts.name, "device": self.seesr.device}
-        for name, value in metrics.items():
+        result.timings["file"] = time.perf_counter() - start
+        logging.info("Seed %d, %d tiles, %.2f s in all.", result.seed, result.tiles, sum(result.timings.values()))
+        about = {"steps": settings.num_inference_steps, "model": self.seesr.parts.name, "device": self.seesr.device}
+        for name, value in (result.metrics() | about).items():
             self.record_metric(f"{name}_{number + 1}" if number else name, value)
         return Path(path)
 

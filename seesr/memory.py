@@ -185,13 +185,17 @@ class MemoryModel:
 
     def __init__(self, controlnet: Any, unet: Any, vae: Any, run: Callable[..., Tensor]) -> None:
         self.vae = skeleton(vae)
-        self._call = functools.partial(run, skeleton(controlnet), skeleton(unet))
+        networks = skeleton(controlnet), skeleton(unet)
+        self._call, self._embed = functools.partial(run, *networks), networks[0].controlnet_cond_embedding
         self._text, self._tokens = unet.config["cross_attention_dim"], _token_dim(unet)
+        self._context = 77 * self._text + 145 * self._tokens
+        """Numbers in the text's states and the image's tokens; `_cast`: bytes of their copies in a shorter dtype."""
         self._embedded = controlnet.config["block_out_channels"][0]
         self.factor = 2 ** (len(vae.config["block_out_channels"]) - 1)
         self.channels: int = vae.config["latent_channels"]
         self.bytes: int = vae.dtype.itemsize
-        self._network = functools.cache(self._measure_network)
+        self._cast = self.bytes * self._context if self.bytes < 4 else 0
+        self._network = functools.cache(self._measure_network)  # a second or two with the real networks: once
         self._whole = functools.cache(self._measure_whole)
         self._middle = functools.cache(self._measure_middle)
         self._tile = functools.lru_cache(64)(self._measure_tile)
@@ -242,9 +246,14 @@ class MemoryModel:
             plan = smaller
 
     def _tiles(self, area: int, embedded: bool) -> int:
-        """ControlNet and UNet on tiles of `area` latent pixels in all: what they hold grows with the pixels."""
-        small, large = (self._network(side, embedded) for side in (16, 32))
-        return int(small + (large - small) * (area - 16**2) / (32**2 - 16**2))
+        """ControlNet and UNet on tiles of `area` latent pixels in all: what they hold grows with the pixels.
+
+        `embedded` if they are given the embedded picture, which then stands where the picture would.
+        """
+        embedding, networks = self._network()
+        if not embedded:
+            networks += 3 * 4 * self.factor**2 - self._embedded * self.bytes
+        return 4 * self._context + self._cast + int(area * (networks if embedded else max(networks, embedding)))
 
     def _vae(self, way: str, latent: tuple[int, int], tiles: VaeTiles) -> int:
         """What vae_tiling.encode or decode holds, its input in the VAE's dtype and its result in float32 included."""
@@ -266,15 +275,20 @@ class MemoryModel:
         return given + int(max(middle, kept + result, result + wide))
 
     @torch.inference_mode()
-    def _measure_network(self, side: int, embedded: bool) -> int:
-        """Bytes of one ControlNet and UNet call on a tile of `side` latent pixels."""
-        shape = (self._embedded, side, side) if embedded else (3, side * self.factor, side * self.factor)
-        with torch.device("meta"), FusedAttention(), LiveBytes() as live:
-            latent = torch.empty(1, self.channels, side, side)
-            control = torch.empty(1, *shape, dtype=self.vae.dtype if embedded else torch.float32)
+    def _measure_network(self) -> tuple[float, float]:
+        """Bytes per latent pixel of embedding a picture, and of ControlNet and UNet given it embedded."""
+        side = 32
+        with torch.device("meta"), FusedAttention():
             text, tokens = torch.empty(1, 77, self._text), torch.empty(1, 145, self._tokens)
-            self._call(latent, control, text, tokens, 999)
-        return live.peak
+            with LiveBytes() as embedding:
+                latent = torch.empty(1, self.channels, side, side)
+                control = torch.empty(1, 3, side * self.factor, side * self.factor)
+                embedded = self._embed(control.to(self.vae.dtype))
+            del control, latent
+            with LiveBytes() as live:
+                latent, embedded = torch.empty(1, self.channels, side, side), embedded.clone()
+                self._call(latent, embedded, text, tokens, 999)
+        return embedding.peak / side**2, (live.peak - self._cast) / side**2
 
     @torch.inference_mode()
     def _measure_whole(self, way: str) -> float:

@@ -52,6 +52,11 @@ class Result:
     plan: Plan
     recoveries: dict[str, int]
 
+    def metrics(self) -> dict[str, Any]:
+        """What the answer of a prediction tells, beside its files."""
+        told = {name: getattr(self, name) for name in ("seed", "tags", "tiles", "recoveries")}
+        return told | {"plan": str(self.plan), "seconds": {name: round(s, 4) for name, s in self.timings.items()}}
+
 
 @dataclass(frozen=True)
 class Conditions:
