@@ -63,7 +63,7 @@ SCHEDULER = {
     "clip_sample": False,
 }
 STAGES = ("vae", "tagger", "joint", "features", "refine")
-FEATURE_WEIGHT = 0.03
+FEATURE_WEIGHT, CONTRAST_WEIGHT = 0.03, 0.25
 KINDS = ((4, False, 0.78), (8, False, 0.09), (4, True, 0.1), (8, True, 0.03))
 """What the refine stage enlarges: scale, whether the small picture is clean, share of the batches."""
 TAGGED = 4
@@ -84,9 +84,14 @@ class Plan:
     refine: int = 16000
     batch: int = 4
     crop: int = 80
+    refine_batch: int = 2
+    refine_crop: int = 128
+    """Fewer and larger: pictures in use have few pixels at their border, crops of 80 many."""
     seed: int = 7
     report: int = 500
     """Iterations between two validations, each with a checkpoint."""
+    examined: int = 256
+    """Side of the crops that are validated on."""
 
 
 @dataclass(frozen=True)
@@ -313,6 +318,15 @@ def gradient_l1(a: Tensor, b: Tensor) -> Tensor:
     return l1(a.diff(dim=2), b.diff(dim=2)) + l1(a.diff(dim=3), b.diff(dim=3))
 
 
+def contrast_l1(a: Tensor, b: Tensor) -> Tensor:
+    """How far apart the deviations of 5 x 5 pixels are: a picture that is right in the mean only is too soft."""
+    first, second = (
+        (F.avg_pool2d(p.square(), 5, stride=1) - F.avg_pool2d(p, 5, stride=1).square()).clamp(min=0).add(1e-5).sqrt()
+        for p in (a, b)
+    )
+    return l1(first, second)
+
+
 def vae_loss(bundle: Bundle, batch: Batch, random: np.random.Generator) -> Tensor:
     """Reconstruction of truth and, so that it knows them too, of some enlarged inputs."""
     picture = torch.cat([batch.truth[:3], batch.control[3:]]) if random.random() < 0.25 else batch.truth
@@ -418,6 +432,7 @@ def joint_loss(
     distance: FeatureLoss | None = None,
     distance_weight: float = FEATURE_WEIGHT,
     adversary: Adversary | None = None,
+    contrast_weight: float = 0.0,
 ) -> Tensor:
     """What the user sees: the loss is taken behind decoder and colour fix.
 
@@ -444,6 +459,8 @@ def joint_loss(
     loss = l1(result, truth) + 0.15 * gradient_l1(result, truth) + 0.1 * l1(raw, truth)
     if distance is not None:
         loss = loss + distance_weight * distance(result, truth)
+    if contrast_weight and truth is batch.truth:
+        loss = loss + contrast_weight * contrast_l1(result, truth)
     if adversary is not None and truth is batch.truth:
         loss = loss + adversary(result, batch)
     if random.random() < 0.25:
@@ -471,15 +488,15 @@ def pixels(picture: Tensor) -> np.ndarray:
 
 
 def validation(
-    photographs: Photographs, places: tuple[float, ...] = (0.5,), scale: int = 4, clean: bool = False
+    photographs: Photographs, side: int, places: tuple[float, ...] = (0.5,), scale: int = 4, clean: bool = False
 ) -> list[Batch]:
-    """A crop of 256 pixels of each photograph at each of `places` along its diagonal, damaged once and for all."""
+    """A crop of `side` pixels of each photograph at each of `places` along its diagonal, damaged once and for all."""
     random = np.random.default_rng(11)
     batches = []
     for item in photographs.items:
         for place in places:
-            top, left = (int((side - 256) * place) for side in item.pixels.shape[:2])
-            crop = np.ascontiguousarray(item.pixels[top : top + 256, left : left + 256])
+            top, left = (int((length - side) * place) for length in item.pixels.shape[:2])
+            crop = np.ascontiguousarray(item.pixels[top : top + side, left : left + side])
             small = shrink(crop, scale) if clean else damage(crop, scale, random)
             batches.append(make_batch([crop], [small], [()]))
     return batches
@@ -499,11 +516,11 @@ class Training:
     ) -> None:
         torch.manual_seed(plan.seed)
         self.plan, self.train, self.folder, self.start = plan, train, folder, start
-        self.validate = validation(validate)
+        self.validate = validation(validate, plan.examined)
         self.refined = {
-            "x4": validation(validate, (0.3, 0.7)),
-            "x8": validation(validate, (0.5,), 8),
-            "x4 clean": validation(validate, (0.5,), 4, clean=True),
+            "x4": validation(validate, plan.examined, (0.3, 0.7)),
+            "x8": validation(validate, plan.examined, (0.5,), 8),
+            "x4 clean": validation(validate, plan.examined, (0.5,), 4, clean=True),
         }
         self.examination = examination(item.pixels for item in validate.items)
         self.bundle = Bundle(tokenizer)
@@ -547,8 +564,14 @@ class Training:
                 gains, fall = self._refined()
                 print(f"Start: {gains} dB, BRISQUE {-fall:+.2f}", flush=True)
                 self.best, self.floor = -math.inf, min(gains) - 0.01
-            loss = functools.partial(joint_loss, distance=distance, distance_weight=0.05, adversary=self.adversary)
-            self._stage("refine", plan.refine, iter(joint), loss, plan.crop, 4e-4, self._report_refine)
+            loss = functools.partial(
+                joint_loss,
+                distance=distance,
+                distance_weight=0.05,
+                adversary=self.adversary,
+                contrast_weight=CONTRAST_WEIGHT,
+            )
+            self._stage("refine", plan.refine, iter(joint), loss, plan.refine_crop, 4e-4, self._report_refine)
 
     def _stage(
         self,
@@ -584,7 +607,7 @@ class Training:
                 progress = iteration / total
                 group["lr"] = rate * min(1, (iteration + 1) / 60) * (0.01 + 0.495 * (1 + math.cos(math.pi * progress)))
             batch_of = {"refine": self.train.varied_batch, "tagger": self.train.tag_batch}.get(name, self.train.batch)
-            count = self.plan.batch * (TAGGED if name == "tagger" else 1)
+            count = {"refine": self.plan.refine_batch, "tagger": TAGGED * self.plan.batch}.get(name, self.plan.batch)
             loss = loss_of(self.bundle, batch_of(random, crop, count), random)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()

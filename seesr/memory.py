@@ -267,8 +267,8 @@ class MemoryModel:
         together = min(tiles.together or count, count)
         middle = self._middle(way, area > vae_tiling.WHOLE_ATTENTION) * area
         # A decoder's tiles have used up their borders where they are largest, an encoder's start there with them.
-        share = vae_tiling.border_share(self.vae, latent, tiles.tile) if way == "encode" else 1.0
-        kept = max((together - 1) * share * waiting + busy for waiting, busy in self._tile(way, *sides))
+        mean, most = vae_tiling.border_share(self.vae, latent, tiles.tile) if way == "encode" else (1.0, 1.0)
+        kept = max((together - 1) * mean * waiting + most * busy for waiting, busy in self._tile(way, *sides))
         kept += self.vae.config["block_out_channels"][-1] * self.bytes * area
         result = pixels * self.bytes if way == "decode" else 0
         wide = pixels * 4 if way == "decode" and self.bytes < 4 else 0

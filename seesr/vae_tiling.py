@@ -129,17 +129,18 @@ def dry_tile(vae: Any, way: str, tile: tuple[int, int]) -> Iterator[None]:
         statistics = _pool([measure()])
 
 
-def border_share(vae: Any, size: tuple[int, int], tile: int) -> float:
-    """What the encoder's tiles over a latent of `size` read, on the mean, of what one amid others would read."""
+def border_share(vae: Any, size: tuple[int, int], tile: int) -> tuple[float, float]:
+    """What the encoder's tiles over a latent of `size` read, the mean and the largest, of one amid others."""
     layers = _layers_of(vae, "encode")
     factor = 2 ** (len(vae.config["block_out_channels"]) - 1)
-    share = 1.0
+    mean = most = 1.0
     for length in size:
         spans = [(a * factor, b * factor) for a, b in _spans(length, tile)]
-        read = [_reach(span, length * factor, layers) for span in spans]
-        amid = _reach((length * factor, length * factor + spans[0][1]), 3 * length * factor, layers)
-        share *= sum(b - a for a, b in read) / len(spans) / (amid[1] - amid[0])
-    return share
+        read = [b - a for a, b in (_reach(span, length * factor, layers) for span in spans)]
+        start, stop = _reach((length * factor, length * factor + spans[0][1]), 3 * length * factor, layers)
+        mean *= sum(read) / len(read) / (stop - start)
+        most *= max(read) / (stop - start)
+    return mean, most
 
 
 def _encode_tile(encoder: Any, piece: Piece) -> Wait:
@@ -271,10 +272,17 @@ def _normalize(norm: nn.GroupNorm, statistics: Statistics, hidden: Tensor) -> Te
     variance, mean = (values.repeat_interleave(channels // norm.num_groups, dim=1).flatten() for values in statistics)
     weight, bias = (values.to(mean.dtype).repeat(batch) for values in (norm.weight, norm.bias))
     flat = hidden.reshape(1, batch * channels, *hidden.shape[2:])
-    if mean.dtype == torch.float64:  # to float32 kernels widen shorter values by themselves
-        flat = flat.double()
-    normal = F.silu(F.batch_norm(flat, mean, variance, weight, bias, eps=norm.eps), inplace=True)
-    return normal.to(hidden.dtype).view(hidden.shape)
+    if mean.dtype != torch.float64:  # kernels widen shorter values by themselves
+        normal = F.batch_norm(flat, mean, variance, weight, bias, eps=norm.eps)
+        return F.silu(normal, inplace=True).view(hidden.shape)
+    result = torch.empty_like(flat)
+    step = max(1, batch * channels // 8)  # a few channels at a time, so that the wider copies stay small
+    for some in (slice(start, start + step) for start in range(0, batch * channels, step)):
+        normal = F.batch_norm(
+            flat[:, some].double(), mean[some], variance[some], weight[some], bias[some], eps=norm.eps
+        )
+        result[:, some] = F.silu(normal, inplace=True)
+    return result.view(hidden.shape)
 
 
 def _convolve(conv: Any, piece: Piece, norm: tuple[nn.GroupNorm, Statistics] | None = None) -> Piece:

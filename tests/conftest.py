@@ -47,3 +47,8 @@ def golden(golden_bundle: Path) -> SeeSR:
 def tiny_bundle() -> Path:
     """The embedded bundle."""
     return ROOT / "weights/tiny"
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_bundle: Path) -> SeeSR:
+    return SeeSR.load(tiny_bundle, device="cpu")

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -96,11 +95,6 @@ def test_what_stays_as_it_is() -> None:
 def test_the_bandwidth_means_the_same_at_every_scale() -> None:
     x0 = torch.randn(4, 4, 6, 6, generator=torch.Generator().manual_seed(3))
     torch.testing.assert_close(kds.steer(x0 * 50, 0.3) / 50, kds.steer(x0, 0.3), atol=1e-5, rtol=0)
-
-
-@pytest.fixture(scope="module")
-def tiny(tiny_bundle: Path) -> SeeSR:
-    return SeeSR.load(tiny_bundle, device="cpu")
 
 
 def levels(seesr: SeeSR, **settings: object) -> np.ndarray:

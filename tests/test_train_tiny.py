@@ -35,7 +35,7 @@ def listing(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def training(
     listing: Path, folder: Path, tokenizer: CLIPTokenizer, start: Path | None = None, **iterations: int
 ) -> Training:
-    plan = Plan(**{"batch": 2, "crop": 32, "features": 0, "refine": 0} | iterations)
+    plan = Plan(**{"batch": 2, "crop": 32, "refine_crop": 32, "examined": 64, "features": 0, "refine": 0} | iterations)
     train, validate = (Photographs(listing.parent, listing, use) for use in ("train", "validate"))
     return Training(plan, train, validate, tokenizer, folder, weights.load(start) if start else None)
 
