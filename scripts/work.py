@@ -163,8 +163,8 @@ def _denoise(
     with once:
         embedded = embed(picture)
     works = len(grid) * settings.particles
-    shared = steps > 1 and not isinstance(seesr, ReferenceWay)
-    work["ControlNet"].add(once, len(grid) if shared else works * steps)
+    shared = not isinstance(seesr, ReferenceWay)
+    work["ControlNet"].add(once, len(grid) * (1 if shared else settings.network_calls))
     full, rest = divmod(works, plan.tile_batch)
     for count, times in ((plan.tile_batch, full), (rest, 1 if rest else 0)):
         batch = count * (2 if settings.cfg_scale > 1 else 1)
@@ -194,12 +194,29 @@ def _denoise(
 
 @contextmanager
 def watch(parts: Parts, around: Mapping[str, tuple[Callable[[], Any], Callable[[], Any]]]) -> Iterator[None]:
-    """Within the block, call the first of a pair before "ControlNet" or "UNet" runs and the second after it."""
-    models: dict[str, Any] = {"ControlNet": parts.controlnet, "UNet": parts.unet}
-    hooks = []
-    for name, (before, after) in around.items():
-        hooks.append(models[name].register_forward_pre_hook(lambda *_, before=before: before() and None))
-        hooks.append(models[name].register_forward_hook(lambda *_, after=after: after() and None))
+    """Within the block, call the first of a pair before "ControlNet" or "UNet" runs and the second after it.
+
+    Embedding the picture is ControlNet's.
+    """
+    controlnet: Any = parts.controlnet
+    models: dict[str, Any] = {"ControlNet": (controlnet, controlnet.controlnet_cond_embedding), "UNet": (parts.unet,)}
+    hooks: list[Any] = []
+    inside: Counter[str] = Counter()
+
+    def enter(name: str) -> None:
+        inside[name] += 1
+        if inside[name] == 1:  # the embedding runs by itself, or within its ControlNet
+            around[name][0]()
+
+    def leave(name: str) -> None:
+        inside[name] -= 1
+        if inside[name] == 0:
+            around[name][1]()
+
+    for name in around:
+        for model in models[name]:
+            hooks.append(model.register_forward_pre_hook(lambda *_, name=name: enter(name)))
+            hooks.append(model.register_forward_hook(lambda *_, name=name: leave(name)))
     try:
         yield
     finally:

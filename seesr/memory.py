@@ -209,9 +209,8 @@ class MemoryModel:
         grid = plan.grid(latent)
         area = grid.tile[0] * grid.tile[1]
         batch = min(plan.tile_batch, len(grid) * particles) * (2 if settings.cfg_scale > 1 else 1)
-        steps = settings.num_inference_steps > 1
         tiles = self._tiles(area * batch, False)
-        if steps:  # each tile is embedded once, and all embeddings are kept
+        if settings.network_calls > 1:  # each tile is embedded once, and all embeddings are kept
             tiles = self._embedded * self.bytes * area * len(grid) + max(
                 self._tiles(area, False), self._tiles(area * batch, True)
             )

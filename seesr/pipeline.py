@@ -304,7 +304,7 @@ class SeeSR:
 
     def _denoise(self, latent: Tensor, control: Tensor, conditions: Conditions, run: Run, grid: TileGrid) -> Tensor:
         steps = self.schedule.timesteps(run.settings.num_inference_steps)
-        pictures = Pictures(self, control, grid, embedded=len(steps) > 1)
+        pictures = Pictures(self, control, grid, embedded=run.settings.network_calls > 1)
         with tqdm(total=len(steps) * len(grid) * len(latent), desc="denoise", unit="tile", file=sys.stdout) as bar:
             for i, t in enumerate(steps):
                 output = self._predict_finite(latent, pictures, t, conditions, run, bar)
@@ -361,7 +361,7 @@ class SeeSR:
 
 
 class Pictures:
-    """The control picture by tile; with `embedded` as the ControlNet's embedding, computed once for all steps."""
+    """The control picture by tile; with `embedded` as the ControlNet's embedding, computed once for all calls."""
 
     def __init__(self, seesr: SeeSR, control: Tensor, grid: TileGrid, embedded: bool) -> None:
         self.grid = grid

@@ -76,6 +76,11 @@ class Settings:
         """How many runs of the picture there are: one without kernel density steering."""
         return self.num_particles if self.use_kds else 1
 
+    @property
+    def network_calls(self) -> int:
+        """How often each tile goes through ControlNet and UNet."""
+        return self.num_inference_steps * self.particles * (2 if self.cfg_scale > 1 else 1)
+
     def _check_tiles(self) -> None:
         tile, overlap = self.latent_tiled_size, self.latent_tiled_overlap
         if tile != 0 and not 8 <= tile <= 1024:

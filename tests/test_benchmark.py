@@ -23,13 +23,15 @@ from seesr.pipeline import SeeSR
 from seesr.settings import Settings
 
 
-@pytest.mark.parametrize(("way", "steps", "tile"), [(SeeSR, 2, 48), (ReferenceWay, 2, 0)])
+@pytest.mark.parametrize(
+    ("way", "steps", "guidance", "tile"), [(SeeSR, 2, 1.0, 48), (SeeSR, 1, 2.0, 48), (ReferenceWay, 2, 1.0, 0)]
+)
 def test_counted_without_computing_is_what_a_real_run_does(
-    tiny: SeeSR, monkeypatch: pytest.MonkeyPatch, way: type[SeeSR], steps: int, tile: int
+    tiny: SeeSR, monkeypatch: pytest.MonkeyPatch, way: type[SeeSR], steps: int, guidance: float, tile: int
 ) -> None:
     seesr = way(tiny.parts, tiny.profile, "cpu")
     monkeypatch.setattr(reference_way, "PLAN", ReferencePlan(64, 4, 1, VaeTiles(64), VaeTiles(64)))
-    settings = Settings(num_inference_steps=steps, seed=0, latent_tiled_size=tile)
+    settings = Settings(num_inference_steps=steps, cfg_scale=guidance, seed=0, latent_tiled_size=tile)
     picture = benchmark.picture_of(96).rgb
     plan = seesr.plan(work.padded_size(seesr, (96, 96), 4.0), settings)
     with work.Work() as real:
