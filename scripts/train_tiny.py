@@ -63,7 +63,8 @@ SCHEDULER = {
     "clip_sample": False,
 }
 STAGES = ("vae", "tagger", "joint", "features", "refine")
-FEATURE_WEIGHT, CONTRAST_WEIGHT = 0.03, 0.25
+FEATURE_WEIGHT = 0.03
+REFINE_WEIGHTS = {"distance_weight": 0.05, "contrast_weight": 0.2, "harm_weight": 1.5}
 KINDS = ((4, False, 0.78), (8, False, 0.09), (4, True, 0.1), (8, True, 0.03))
 """What the refine stage enlarges: scale, whether the small picture is clean, share of the batches."""
 TAGGED = 4
@@ -327,6 +328,15 @@ def contrast_l1(a: Tensor, b: Tensor) -> Tensor:
     return l1(first, second)
 
 
+def harm(result: Tensor, batch: Batch) -> Tensor:
+    """How far each picture's squared error is above 96 % of the enlarged input's, as a share of it, in the mean.
+
+    A loss of its own, since texture is worth its price in the mean of many pictures, but not where nothing is gained.
+    """
+    ours, theirs = ((p - batch.truth).square().mean((1, 2, 3)) for p in (result, batch.control))
+    return F.relu(ours / (theirs + 1e-4) - 0.96).mean()
+
+
 def vae_loss(bundle: Bundle, batch: Batch, random: np.random.Generator) -> Tensor:
     """Reconstruction of truth and, so that it knows them too, of some enlarged inputs."""
     picture = torch.cat([batch.truth[:3], batch.control[3:]]) if random.random() < 0.25 else batch.truth
@@ -381,7 +391,7 @@ class Adversary:
     of its gradient only, SHARE times as long as that of the L1 loss: a weight that needs no tuning.
     """
 
-    SHARE, WARM_UP, RATE = 0.05, 300, 5e-4
+    SHARE, WARM_UP, RATE = 0.07, 300, 5e-4
 
     def __init__(self) -> None:
         shapes = ((6, 32, 4, 2), (32, 64, 4, 2), (64, 64, 3, 1), (64, 1, 3, 1))
@@ -431,8 +441,9 @@ def joint_loss(
     random: np.random.Generator,
     distance: FeatureLoss | None = None,
     distance_weight: float = FEATURE_WEIGHT,
-    adversary: Adversary | None = None,
     contrast_weight: float = 0.0,
+    harm_weight: float = 0.0,
+    adversary: Adversary | None = None,
 ) -> Tensor:
     """What the user sees: the loss is taken behind decoder and colour fix.
 
@@ -459,10 +470,9 @@ def joint_loss(
     loss = l1(result, truth) + 0.15 * gradient_l1(result, truth) + 0.1 * l1(raw, truth)
     if distance is not None:
         loss = loss + distance_weight * distance(result, truth)
-    if contrast_weight and truth is batch.truth:
-        loss = loss + contrast_weight * contrast_l1(result, truth)
-    if adversary is not None and truth is batch.truth:
-        loss = loss + adversary(result, batch)
+    if truth is batch.truth:
+        loss = loss + contrast_weight * contrast_l1(result, truth) + harm_weight * harm(result, batch)
+        loss = loss if adversary is None else loss + adversary(result, batch)
     if random.random() < 0.25:
         part = batch.truth[:1]
         loss = loss + 0.3 * l1(bundle.decode(bundle.encode(part)), part)
@@ -564,13 +574,7 @@ class Training:
                 gains, fall = self._refined()
                 print(f"Start: {gains} dB, BRISQUE {-fall:+.2f}", flush=True)
                 self.best, self.floor = -math.inf, min(gains) - 0.01
-            loss = functools.partial(
-                joint_loss,
-                distance=distance,
-                distance_weight=0.05,
-                adversary=self.adversary,
-                contrast_weight=CONTRAST_WEIGHT,
-            )
+            loss = functools.partial(joint_loss, distance=distance, adversary=self.adversary, **REFINE_WEIGHTS)
             self._stage("refine", plan.refine, iter(joint), loss, plan.refine_crop, 4e-4, self._report_refine)
 
     def _stage(
@@ -744,10 +748,10 @@ class Training:
         print(f"Continuing after {self.done}", flush=True)
 
 
-def export(training: Training, listing: Path, out: Path, before: dict[str, int] | None = None) -> None:
+def export(training: Training, listing: Path, out: Path, before: dict[str, Any] | None = None) -> None:
     """Write the best checkpoint as a bundle, in fp16, with what it was trained on and how it validated.
 
-    `before` holds the iterations of the bundle that training started from.
+    `before` is the bundle.json of the bundle that training started from.
     """
     if not (training.folder / "best.pt").is_file():
         raise RuntimeError(f"{training.folder} has no checkpoint of the joint stage yet; train first")
@@ -756,6 +760,11 @@ def export(training: Training, listing: Path, out: Path, before: dict[str, int] 
     bundle.load_state_dict(state["models"])
     bundle.vae.register_to_config(scaling_factor=state["scale"], shift_factor=state["shift"])
     photographs = [entry for entry in json.loads(listing.read_text()) if entry["use"] == "train"]
+    already = before["iterations"] if before else {}
+    asked = " ".join(f"--{stage} {getattr(training.plan, stage)}" for stage in STAGES if getattr(training.plan, stage))
+    command = (
+        f"{before['trained_by']}; then scripts/train_tiny.py --start it {asked}" if before else "scripts/train_tiny.py"
+    )
     weights.save(
         weights.Parts(
             unet=bundle.unet,
@@ -772,8 +781,8 @@ def export(training: Training, listing: Path, out: Path, before: dict[str, int] 
         out,
         {
             "kind": "tiny",
-            "trained_by": "scripts/photographs.py && scripts/train_tiny.py",
-            "iterations": {stage: number + (before or {}).get(stage, 0) for stage, number in state["done"].items()},
+            "trained_by": command,
+            "iterations": {stage: number + already.get(stage, 0) for stage, number in state["done"].items()},
             "validation": state["measured"],
             "licences": {"weights": "CC-BY-SA-4.0", "tokenizer": "MIT (CLIP)"},
             "photographs": [{key: entry[key] for key in ("file", "credit", "licence")} for entry in photographs],
@@ -829,8 +838,8 @@ def main() -> None:
     training = Training(plan, train, validate, tokenizer, arguments.work, start)
     if not arguments.export_only:
         training.run()
-    about = json.loads((arguments.start / "bundle.json").read_text()) if arguments.start else {}
-    export(training, listing, arguments.out, about.get("iterations"))
+    before = json.loads((arguments.start / "bundle.json").read_text()) if arguments.start else None
+    export(training, listing, arguments.out, before)
 
 
 if __name__ == "__main__":

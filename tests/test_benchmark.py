@@ -23,6 +23,7 @@ from seesr.pipeline import SeeSR
 from seesr.settings import Settings
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("way", "steps", "guidance", "tile"), [(SeeSR, 2, 1.0, 48), (SeeSR, 1, 2.0, 48), (ReferenceWay, 2, 1.0, 0)]
 )
@@ -130,6 +131,7 @@ def test_it_times_every_stage_and_writes_json(
     assert json.loads(trace.read_text())["traceEvents"]
 
 
+@pytest.mark.slow
 def test_estimates_follow_work_and_price(tiny: SeeSR) -> None:
     model = estimate.Model(work.dry(tiny).parts)
     one, four = (model.estimate("a40-large", (128, 128), Settings(num_inference_steps=n)) for n in (1, 4))
@@ -150,6 +152,7 @@ def test_a_size_that_is_none_is_refused() -> None:
         estimate.size("1024")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["gradient", "photograph"])
 def test_no_seam_shows_where_tiles_meet(tiny: SeeSR, kind: str) -> None:
     """The jump from column to column at tiles' borders against that of all columns, in levels of 255."""

@@ -117,6 +117,7 @@ def test_every_dial_acts(tiny: SeeSR, steps: int) -> None:
     assert not np.array_equal(steered, run(use_kds=True, num_particles=3, bandwidth=0.3))
 
 
+@pytest.mark.slow
 def test_tiles_batches_and_guidance_change_nothing_but_rounding(tiny: SeeSR) -> None:
     batched = SeeSR(tiny.parts, replace(tiny.profile, tile_batch=3))
     for settings in ({"latent_tiled_size": 24}, {"cfg_scale": 2.0}):

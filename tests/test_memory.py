@@ -139,6 +139,7 @@ def test_live_bytes_counts_what_lives() -> None:
     assert live.peak == 8000
 
 
+@pytest.mark.slow
 def test_a_plan_shrinks_until_it_fits(golden: SeeSR) -> None:
     size, settings = (1024, 1536), Settings(num_inference_steps=1)
     wanted = replace(EXACT, tile_batch=4)
@@ -195,6 +196,7 @@ def run_out(patch: pytest.MonkeyPatch, stage: str, times: int, error: Exception)
     patch.setattr(owner, name, failing)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize(
     "error",

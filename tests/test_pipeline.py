@@ -306,6 +306,7 @@ def test_an_overflow_of_the_unet_is_done_again_in_higher_precision(
     assert again.image.tobytes() == result.image.tobytes()
 
 
+@pytest.mark.slow
 def test_a_damaged_unet_gives_no_picture(golden_bundle: Path) -> None:
     broken = SeeSR.load(golden_bundle, "cpu")
     broken.parts.unet.conv_out.weight.data.fill_(float("nan"))

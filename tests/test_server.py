@@ -217,6 +217,7 @@ def test_outputs_do_not_pile_up(server: CogServer, photograph: np.ndarray) -> No
     assert len(kept) == 1
 
 
+@pytest.mark.slow
 def test_hostile_files_get_a_sentence_and_the_worker_lives(server: CogServer, tmp_path: Path) -> None:
     refused = 0
     wait_until_free(server)
@@ -348,6 +349,7 @@ def test_missing_weights_fail_the_setup_in_one_sentence() -> None:
         assert status == 503
 
 
+@pytest.mark.slow
 def test_missing_weights_are_not_an_excuse_for_the_embedded_bundle(tmp_path: Path) -> None:
     (tmp_path / "bundle.json").write_text('{"name": "broken", "process_size": 64}')
     with CogServer(env={"SEESR_WEIGHTS": str(tmp_path)}) as server:

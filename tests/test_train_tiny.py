@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from train_tiny import Adversary, Batch, Photographs, Plan, Training, export, flatten
+from train_tiny import Adversary, Batch, Photographs, Plan, Training, contrast_l1, export, flatten, harm
 from transformers import CLIPTokenizer
 
 from seesr import weights
@@ -170,3 +170,15 @@ def test_exporting_without_a_checkpoint_says_what_to_do(listing: Path, tiny_bund
 def test_a_missing_photograph_is_named(listing: Path, tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match=r"0\.png is missing; run scripts/photographs\.py first"):
         Photographs(tmp_path, listing, "train")
+
+
+def test_contrast_misses_texture_that_was_smoothed_and_harm_is_what_is_worse_than_the_input() -> None:
+    torch.manual_seed(2)
+    truth = torch.rand(2, 3, 32, 32) * 2 - 1
+    soft = torch.nn.functional.avg_pool2d(truth, 3, stride=1, padding=1)
+    assert contrast_l1(truth, truth) == 0
+    assert contrast_l1(soft, truth) > 0.1
+    batch = Batch(truth, soft, torch.zeros(2, 3, 8, 8), [(), ()])
+    assert harm(truth, batch) == harm((soft + truth) / 2, batch) == 0
+    assert harm(soft, batch) == pytest.approx(0.04, abs=1e-3)  # no better is as good as a little worse
+    assert harm(torch.stack([-soft[0], truth[1]]), batch) > 0.04

@@ -12,7 +12,7 @@ from seesr import vae_tiling
 from seesr.pipeline import SeeSR
 
 RECORDED = recorded("vae")
-TILES = [0, 5, 7, 16, 24, 39]
+TILES = [0, *(pytest.param(tile, marks=pytest.mark.slow) for tile in (5, 7)), 16, 24, 39]
 
 
 @pytest.mark.parametrize("tile", TILES)
@@ -30,7 +30,7 @@ def test_decode_equals_the_reference_untiled(golden: SeeSR, tile: int) -> None:
     torch.testing.assert_close(picture[:, :, ::4, ::4], RECORDED["decoded_untiled_sub4"], atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("tile", [3, 8])
+@pytest.mark.parametrize("tile", [pytest.param(3, marks=pytest.mark.slow), 8])
 @pytest.mark.parametrize("size", [(21, 27), (8, 40), (5, 5)])
 @torch.inference_mode()
 def test_odd_sizes_and_batches(golden: SeeSR, size: tuple[int, int], tile: int) -> None:
