@@ -5,6 +5,7 @@ from pathlib import Path
 
 # The recorded outputs come from AVX2 kernels; others differ from them by as much as some tests allow.
 os.environ |= {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "MKL_CBWR": "AVX2"}
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as scripts/cog_server.py
 
 import pytest
 import torch
