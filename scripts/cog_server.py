@@ -84,7 +84,8 @@ class CogServer:
             "NO_COLOR": "1",
             "PYTHONWARNINGS": "ignore",  # what libraries say about each other on import
             "HF_HUB_OFFLINE": "1",
-            "OMP_WAIT_POLICY": "PASSIVE",  # where others use the cores too, threads that spin cost ten times as long
+            # Where others use the cores too, threads that spin cost ten times as long.
+            "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
             "TMPDIR": str(work / "tmp"),
         }
         self._process = subprocess.Popen(

@@ -64,7 +64,8 @@ SCHEDULER = {
 }
 STAGES = ("vae", "tagger", "joint", "features", "refine")
 FEATURE_WEIGHT = 0.03
-REFINE_WEIGHTS = {"distance_weight": 0.05, "contrast_weight": 0.2, "harm_weight": 1.5}
+CONTRAST_WEIGHT, HARM_WEIGHT = 0.2, 1.5
+"""Of the refine stage."""
 KINDS = ((4, False, 0.78), (8, False, 0.09), (4, True, 0.1), (8, True, 0.03))
 """What the refine stage enlarges: scale, whether the small picture is clean, share of the batches."""
 TAGGED = 4
@@ -319,12 +320,15 @@ def gradient_l1(a: Tensor, b: Tensor) -> Tensor:
     return l1(a.diff(dim=2), b.diff(dim=2)) + l1(a.diff(dim=3), b.diff(dim=3))
 
 
+def local_moments(picture: Tensor, side: int) -> tuple[Tensor, Tensor]:
+    """(B, C, H, W) -> mean and variance of every `side` x `side` pixels, (B, C, H - side + 1, W - side + 1) each"""
+    mean = F.avg_pool2d(picture, side, stride=1)
+    return mean, (F.avg_pool2d(picture.square(), side, stride=1) - mean.square()).clamp(min=0)
+
+
 def contrast_l1(a: Tensor, b: Tensor) -> Tensor:
     """How far apart the deviations of 5 x 5 pixels are: a picture that is right in the mean only is too soft."""
-    first, second = (
-        (F.avg_pool2d(p.square(), 5, stride=1) - F.avg_pool2d(p, 5, stride=1).square()).clamp(min=0).add(1e-5).sqrt()
-        for p in (a, b)
-    )
+    first, second = (local_moments(picture, 5)[1].add(1e-5).sqrt() for picture in (a, b))
     return l1(first, second)
 
 
@@ -421,10 +425,8 @@ class Adversary:
     @staticmethod
     def normalised(picture: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1] -> the same size: less the mean of 7 x 7 pixels, by their deviation"""
-        padded = F.pad(picture, (3, 3, 3, 3), mode="reflect")
-        mean = F.avg_pool2d(padded, 7, stride=1)
-        variance = F.avg_pool2d(padded.square(), 7, stride=1) - mean.square()
-        return (picture - mean) / (variance.clamp(min=0) + 1e-6).sqrt().add(2 / 127.5)
+        mean, variance = local_moments(F.pad(picture, (3, 3, 3, 3), mode="reflect"), 7)
+        return (picture - mean) / (variance + 1e-6).sqrt().add(2 / 127.5)
 
     def state(self) -> dict[str, Any]:
         return {"critic": self.critic.state_dict(), "optimizer": self.optimizer.state_dict(), "seen": self.seen}
@@ -441,8 +443,6 @@ def joint_loss(
     random: np.random.Generator,
     distance: FeatureLoss | None = None,
     distance_weight: float = FEATURE_WEIGHT,
-    contrast_weight: float = 0.0,
-    harm_weight: float = 0.0,
     adversary: Adversary | None = None,
 ) -> Tensor:
     """What the user sees: the loss is taken behind decoder and colour fix.
@@ -470,9 +470,9 @@ def joint_loss(
     loss = l1(result, truth) + 0.15 * gradient_l1(result, truth) + 0.1 * l1(raw, truth)
     if distance is not None:
         loss = loss + distance_weight * distance(result, truth)
-    if truth is batch.truth:
-        loss = loss + contrast_weight * contrast_l1(result, truth) + harm_weight * harm(result, batch)
-        loss = loss if adversary is None else loss + adversary(result, batch)
+    if adversary is not None and truth is batch.truth:
+        loss = loss + CONTRAST_WEIGHT * contrast_l1(result, truth) + HARM_WEIGHT * harm(result, batch)
+        loss = loss + adversary(result, batch)
     if random.random() < 0.25:
         part = batch.truth[:1]
         loss = loss + 0.3 * l1(bundle.decode(bundle.encode(part)), part)
@@ -574,7 +574,7 @@ class Training:
                 gains, fall = self._refined()
                 print(f"Start: {gains} dB, BRISQUE {-fall:+.2f}", flush=True)
                 self.best, self.floor = -math.inf, min(gains) - 0.01
-            loss = functools.partial(joint_loss, distance=distance, adversary=self.adversary, **REFINE_WEIGHTS)
+            loss = functools.partial(joint_loss, distance=distance, distance_weight=0.05, adversary=self.adversary)
             self._stage("refine", plan.refine, iter(joint), loss, plan.refine_crop, 4e-4, self._report_refine)
 
     def _stage(
@@ -761,10 +761,11 @@ def export(training: Training, listing: Path, out: Path, before: dict[str, Any] 
     bundle.vae.register_to_config(scaling_factor=state["scale"], shift_factor=state["shift"])
     photographs = [entry for entry in json.loads(listing.read_text()) if entry["use"] == "train"]
     already = before["iterations"] if before else {}
-    asked = " ".join(f"--{stage} {getattr(training.plan, stage)}" for stage in STAGES if getattr(training.plan, stage))
-    command = (
-        f"{before['trained_by']}; then scripts/train_tiny.py --start it {asked}" if before else "scripts/train_tiny.py"
-    )
+    command = "scripts/photographs.py && scripts/train_tiny.py"
+    if before:
+        plan = vars(training.plan)
+        asked = " ".join(f"--{stage} {plan[stage]}" for stage in STAGES if plan[stage])
+        command = f"{before['trained_by']}; then scripts/train_tiny.py --start it {asked}"
     weights.save(
         weights.Parts(
             unet=bundle.unet,

@@ -163,11 +163,10 @@ def _denoise(
     with once:
         embedded = embed(picture)
     works = len(grid) * settings.particles
-    shared = not isinstance(seesr, ReferenceWay)
-    work["ControlNet"].add(once, len(grid) * (1 if shared else settings.network_calls))
+    work["ControlNet"].add(once, len(grid) * (settings.network_calls if isinstance(seesr, ReferenceWay) else 1))
     full, rest = divmod(works, plan.tile_batch)
     for count, times in ((plan.tile_batch, full), (rest, 1 if rest else 0)):
-        batch = count * (2 if settings.cfg_scale > 1 else 1)
+        batch = count * settings.branches
         if times == 0:
             continue
         parted = {"ControlNet": Work(), "UNet": Work()}
@@ -216,7 +215,7 @@ def watch(parts: Parts, around: Mapping[str, tuple[Callable[[], Any], Callable[[
     for name in around:
         for model in models[name]:
             hooks.append(model.register_forward_pre_hook(lambda *_, name=name: enter(name)))
-            hooks.append(model.register_forward_hook(lambda *_, name=name: leave(name)))
+            hooks.append(model.register_forward_hook(lambda *_, name=name: leave(name), always_call=True))
     try:
         yield
     finally:

@@ -188,13 +188,12 @@ class MemoryModel:
         networks = skeleton(controlnet), skeleton(unet)
         self._call, self._embed = functools.partial(run, *networks), networks[0].controlnet_cond_embedding
         self._text, self._tokens = unet.config["cross_attention_dim"], _token_dim(unet)
-        self._context = 77 * self._text + 145 * self._tokens
-        """Numbers in the text's states and the image's tokens; `_cast`: bytes of their copies in a shorter dtype."""
         self._embedded = controlnet.config["block_out_channels"][0]
         self.factor = 2 ** (len(vae.config["block_out_channels"]) - 1)
         self.channels: int = vae.config["latent_channels"]
         self.bytes: int = vae.dtype.itemsize
-        self._cast = self.bytes * self._context if self.bytes < 4 else 0
+        self._states = (4 + (self.bytes if self.bytes < 4 else 0)) * (77 * self._text + 145 * self._tokens)
+        """Bytes of the text's states and the image's tokens, float32, and of their copies in a shorter dtype."""
         self._network = functools.cache(self._measure_network)  # a second or two with the real networks: once
         self._whole = functools.cache(self._measure_whole)
         self._middle = functools.cache(self._measure_middle)
@@ -208,7 +207,7 @@ class MemoryModel:
         drawn = (settings.num_inference_steps + 1) * state * particles
         grid = plan.grid(latent)
         area = grid.tile[0] * grid.tile[1]
-        batch = min(plan.tile_batch, len(grid) * particles) * (2 if settings.cfg_scale > 1 else 1)
+        batch = min(plan.tile_batch, len(grid) * particles) * settings.branches
         tiles = self._tiles(area * batch, False)
         if settings.network_calls > 1:  # each tile is embedded once, and all embeddings are kept
             tiles = self._embedded * self.bytes * area * len(grid) + max(
@@ -251,8 +250,8 @@ class MemoryModel:
         """
         embedding, networks = self._network()
         if not embedded:
-            networks += 3 * 4 * self.factor**2 - self._embedded * self.bytes
-        return 4 * self._context + self._cast + int(area * (networks if embedded else max(networks, embedding)))
+            networks = max(embedding, networks + 3 * 4 * self.factor**2 - self._embedded * self.bytes)
+        return self._states + int(area * networks)
 
     def _vae(self, way: str, latent: tuple[int, int], tiles: VaeTiles) -> int:
         """What vae_tiling.encode or decode holds, its input in the VAE's dtype and its result in float32 included."""
@@ -278,7 +277,6 @@ class MemoryModel:
         """Bytes per latent pixel of embedding a picture, and of ControlNet and UNet given it embedded."""
         side = 32
         with torch.device("meta"), FusedAttention():
-            text, tokens = torch.empty(1, 77, self._text), torch.empty(1, 145, self._tokens)
             with LiveBytes() as embedding:
                 latent = torch.empty(1, self.channels, side, side)
                 control = torch.empty(1, 3, side * self.factor, side * self.factor)
@@ -286,8 +284,9 @@ class MemoryModel:
             del control, latent
             with LiveBytes() as live:
                 latent, embedded = torch.empty(1, self.channels, side, side), embedded.clone()
+                text, tokens = torch.empty(1, 77, self._text), torch.empty(1, 145, self._tokens)
                 self._call(latent, embedded, text, tokens, 999)
-        return embedding.peak / side**2, (live.peak - self._cast) / side**2
+        return embedding.peak / side**2, (live.peak - self._states) / side**2
 
     @torch.inference_mode()
     def _measure_whole(self, way: str) -> float:

@@ -77,9 +77,14 @@ class Settings:
         return self.num_particles if self.use_kds else 1
 
     @property
+    def branches(self) -> int:
+        """How many prompts each tile is denoised by: guidance adds the negative one."""
+        return 2 if self.cfg_scale > 1 else 1
+
+    @property
     def network_calls(self) -> int:
         """How often each tile goes through ControlNet and UNet."""
-        return self.num_inference_steps * self.particles * (2 if self.cfg_scale > 1 else 1)
+        return self.num_inference_steps * self.particles * self.branches
 
     def _check_tiles(self) -> None:
         tile, overlap = self.latent_tiled_size, self.latent_tiled_overlap

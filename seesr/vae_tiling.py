@@ -247,7 +247,7 @@ def _spread(rows: int, columns: int, count: int | None) -> list[int]:
 def _measure(norm: nn.GroupNorm, piece: Piece, dtype: torch.dtype) -> Statistics:
     """Variance and mean of the tile's core, each (B, groups + 1): the last column counts the values."""
     part = piece.crop(*piece.core).unflatten(1, (norm.num_groups, -1))
-    # A few groups at a time, so that the wider copy stays small; var_mean is stable where sums of squares are not.
+    # Few of many groups at a time keep the wider copy small; var_mean is stable where sums of squares are not.
     step = max(1, norm.num_groups // 8)
     pairs = [torch.var_mean(some.to(dtype), dim=(2, 3, 4), correction=0) for some in part.split(step, dim=1)]
     count = pairs[0][0].new_full((len(part), 1), part[0, 0].numel())

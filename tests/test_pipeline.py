@@ -79,6 +79,7 @@ def test_the_whole_loop_equals_the_reference(golden: SeeSR, name: str) -> None:
 @pytest.mark.slow
 def test_batches_of_tiles_change_nothing(golden: SeeSR) -> None:
     batched = SeeSR(golden.parts, replace(golden.profile, tile_batch=4))
+    torch.testing.assert_close(sample(batched, "s2_g1_tiled"), sample(golden, "s2_g1_tiled"), atol=1e-3, rtol=0)
     torch.testing.assert_close(sample(batched, "s1_g3_neg_tiled"), sample(golden, "s1_g3_neg_tiled"), atol=1e-3, rtol=0)
 
 

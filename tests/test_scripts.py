@@ -32,6 +32,7 @@ def test_predict_writes_the_picture_and_says_where(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("inputs", "sentence"),
     [
+        (["-i", "num_inference_steps=9"], "predict: num_inference_steps: 9 is greater than the maximum of 4"),
         (["-i", "latent_tiled_size=9"], "latent_tiled_size must be 0 or between 32 and 480, got 9"),
         (["-i", "wrong=1"], "there is no input 'wrong'"),
     ],

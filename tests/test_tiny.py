@@ -21,17 +21,12 @@ BASE = Settings(num_inference_steps=1, scale_factor=4, seed=3)
 
 
 @pytest.fixture(scope="module")
-def seesr(tiny_bundle: Path) -> SeeSR:
-    return SeeSR.load(tiny_bundle, device="cpu")
-
-
-@pytest.fixture(scope="module")
 def animal() -> Image.Image:
     return images.open_image(EXAMPLES / "animal.jpg").rgb.crop((20, 10, 84, 58))
 
 
-def pixels(seesr: SeeSR, image: Image.Image, settings: Settings) -> np.ndarray:
-    return np.asarray(seesr.upscale(image, settings).image).astype(int)
+def pixels(tiny: SeeSR, image: Image.Image, settings: Settings) -> np.ndarray:
+    return np.asarray(tiny.upscale(image, settings).image).astype(int)
 
 
 @pytest.mark.parametrize(
@@ -53,48 +48,46 @@ def pixels(seesr: SeeSR, image: Image.Image, settings: Settings) -> np.ndarray:
     ],
     ids=str,
 )
-def test_every_input_acts(seesr: SeeSR, animal: Image.Image, changed: dict) -> None:
-    before, after = pixels(seesr, animal, BASE), pixels(seesr, animal, replace(BASE, **changed))
+def test_every_input_acts(tiny: SeeSR, animal: Image.Image, changed: dict) -> None:
+    before, after = pixels(tiny, animal, BASE), pixels(tiny, animal, replace(BASE, **changed))
     assert before.shape != after.shape or np.abs(before - after).max() >= 1
 
 
-def test_negative_prompt_and_overlap_act_where_they_are_used(seesr: SeeSR, animal: Image.Image) -> None:
+def test_negative_prompt_and_overlap_act_where_they_are_used(tiny: SeeSR, animal: Image.Image) -> None:
     guided = replace(BASE, cfg_scale=4.0)
     other = replace(guided, negative_prompt="sharp, detailed")
-    assert np.abs(pixels(seesr, animal, guided) - pixels(seesr, animal, other)).max() >= 1
+    assert np.abs(pixels(tiny, animal, guided) - pixels(tiny, animal, other)).max() >= 1
     tiled = replace(BASE, latent_tiled_size=32)
     assert (
-        np.abs(pixels(seesr, animal, tiled) - pixels(seesr, animal, replace(tiled, latent_tiled_overlap=14))).max() >= 1
+        np.abs(pixels(tiny, animal, tiled) - pixels(tiny, animal, replace(tiled, latent_tiled_overlap=14))).max() >= 1
     )
 
 
-def test_tiles_stay_near_the_untiled_picture(seesr: SeeSR, animal: Image.Image) -> None:
-    whole, tiled = (pixels(seesr, animal, replace(BASE, latent_tiled_size=size)) for size in (0, 32))
+def test_tiles_stay_near_the_untiled_picture(tiny: SeeSR, animal: Image.Image) -> None:
+    whole, tiled = (pixels(tiny, animal, replace(BASE, latent_tiled_size=size)) for size in (0, 32))
     assert np.abs(whole - tiled).mean() < 2.5
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4])
-def test_it_beats_bicubic_on_a_photograph_it_never_saw(seesr: SeeSR, steps: int) -> None:
+def test_it_beats_bicubic_on_a_photograph_it_never_saw(tiny: SeeSR, steps: int) -> None:
     """Eileen Collins (NASA, public domain), damaged as the evaluation does it."""
     truth = np.asarray(images.open_image(DATA / "astronaut.jpg").rgb)
     image = Image.fromarray(degrade(truth, np.random.default_rng(2)))
-    ours = pixels(seesr, image, replace(BASE, num_inference_steps=steps)).astype(np.uint8)
+    ours = pixels(tiny, image, replace(BASE, num_inference_steps=steps)).astype(np.uint8)
     bicubic = np.asarray(images.resize(image, (256, 256)))
     assert psnr(ours, truth) > psnr(bicubic, truth)
     assert ssim(ours, truth) > ssim(bicubic, truth)
 
 
 @pytest.mark.parametrize("color_fix", ["wavelet", "none"])
-def test_the_fidelity_dial_is_monotone(seesr: SeeSR, color_fix: ColorFix) -> None:
+def test_the_fidelity_dial_is_monotone(tiny: SeeSR, color_fix: ColorFix) -> None:
     """Nearer to the input and softer all the way, truer up to neutral; neutral is what there was without the dial."""
     truth = np.asarray(images.open_image(DATA / "astronaut.jpg").rgb)[:192, 32:224]
     image = Image.fromarray(degrade(truth, np.random.default_rng(2)))
     enlarged = np.asarray(images.resize(image, (192, 192)))
     base = replace(BASE, color_fix=color_fix)
-    dialled = [
-        pixels(seesr, image, replace(base, fidelity=value)).astype(np.uint8) for value in (0, 0.25, 0.5, 0.75, 1)
-    ]
-    assert np.array_equal(dialled[2], pixels(seesr, image, base))
+    dialled = [pixels(tiny, image, replace(base, fidelity=value)).astype(np.uint8) for value in (0, 0.25, 0.5, 0.75, 1)]
+    assert np.array_equal(dialled[2], pixels(tiny, image, base))
     to_input = [psnr(one, enlarged) for one in dialled]
     assert all(after - before > 0.2 for before, after in pairwise(to_input))
     assert all(after < 0.95 * before for before, after in pairwise(sharpness(one) for one in dialled))
@@ -104,38 +97,38 @@ def test_the_fidelity_dial_is_monotone(seesr: SeeSR, color_fix: ColorFix) -> Non
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 90), (90, 2), (17, 31)])
-def test_any_size_gives_exactly_the_size(seesr: SeeSR, size: tuple[int, int]) -> None:
+def test_any_size_gives_exactly_the_size(tiny: SeeSR, size: tuple[int, int]) -> None:
     image = Image.effect_noise(size, 60).convert("RGB")
     for scale in (1, 2.5, 8):
-        result = seesr.upscale(image, replace(BASE, scale_factor=scale))
+        result = tiny.upscale(image, replace(BASE, scale_factor=scale))
         assert result.image.size == (round(scale * size[0]), round(scale * size[1]))
 
 
-def test_a_flat_picture_stays_flat_and_keeps_its_colour(seesr: SeeSR) -> None:
+def test_a_flat_picture_stays_flat_and_keeps_its_colour(tiny: SeeSR) -> None:
     for colour in ((0, 0, 0), (255, 255, 255), (40, 120, 200)):
-        off = np.abs(pixels(seesr, Image.new("RGB", (48, 48), colour), BASE) - colour)
+        off = np.abs(pixels(tiny, Image.new("RGB", (48, 48), colour), BASE) - colour)
         assert off.mean() <= 1.5
         assert np.percentile(off, 99) <= 6
 
 
 @pytest.mark.parametrize("steps", [1, 4])
-def test_a_noisy_sky_becomes_smooth_and_stays_so(seesr: SeeSR, steps: int) -> None:
+def test_a_noisy_sky_becomes_smooth_and_stays_so(tiny: SeeSR, steps: int) -> None:
     """A clear sky with camera noise and JPEG: nothing is drawn into it, and half of its grain goes."""
     fade = np.linspace(0, 1, 192)[:, None, None]
     truth = np.broadcast_to(np.array([70, 130, 210]) * (1 - fade) + np.array([180, 205, 230]) * fade, (192, 192, 3))
     noisy = degrade(truth.round().astype(np.uint8), np.random.default_rng(13))
     image = Image.fromarray(noisy)
-    ours = pixels(seesr, image, replace(BASE, num_inference_steps=steps))
+    ours = pixels(tiny, image, replace(BASE, num_inference_steps=steps))
     bicubic = np.asarray(images.resize(image, (192, 192))).astype(int)
     grain_in, grain_out = ((picture - truth).std() for picture in (bicubic, ours))
     assert grain_in > 1.5
     assert grain_out < 0.8 * grain_in
 
 
-def test_tile_borders_do_not_show(seesr: SeeSR) -> None:
+def test_tile_borders_do_not_show(tiny: SeeSR) -> None:
     """Where tiles begin or end, neighbouring pixels differ by no more than in the untiled picture or elsewhere."""
     image = images.open_image(DATA / "astronaut.jpg").rgb.resize((64, 64))
-    whole, tiled = (seesr.upscale(image, replace(BASE, latent_tiled_size=size)) for size in (64, 32))
+    whole, tiled = (tiny.upscale(image, replace(BASE, latent_tiled_size=size)) for size in (64, 32))
     assert (whole.tiles, tiled.tiles) == (1, 9)
     borders = [4 * edge - 1 for edge in (16, 32, 48)]
     for axis in (0, 1):
@@ -146,20 +139,20 @@ def test_tile_borders_do_not_show(seesr: SeeSR) -> None:
         assert excess[borders].mean() <= elsewhere.mean() + 0.2
 
 
-def test_colours_stay_where_they_were(seesr: SeeSR, animal: Image.Image) -> None:
-    ours = pixels(seesr, animal, BASE)
+def test_colours_stay_where_they_were(tiny: SeeSR, animal: Image.Image) -> None:
+    ours = pixels(tiny, animal, BASE)
     bicubic = np.asarray(images.resize(animal, (192, 256))).astype(int)
     difference = (ours - bicubic).reshape(4, 48, 4, 64, 3).mean((1, 3))
     assert np.abs(difference.mean((0, 1))).max() < 0.5
     assert np.abs(difference).max() < 3
 
 
-def test_tags_act_on_the_picture(seesr: SeeSR, animal: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tags_act_on_the_picture(tiny: SeeSR, animal: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
     """With all tags forced on, and with none, the prompt and the picture are others."""
-    tagger, found = seesr.parts.tagger, []
+    tagger, found = tiny.parts.tagger, []
     for threshold in (-1.0, 2.0):
         monkeypatch.setattr(tagger, "thresholds", torch.full((len(tagger.tags),), threshold))
-        found.append(seesr.upscale(animal, BASE))
+        found.append(tiny.upscale(animal, BASE))
     every, none = found
     assert every.tags == tagger.tags
     assert none.tags == []
@@ -169,12 +162,12 @@ def test_tags_act_on_the_picture(seesr: SeeSR, animal: Image.Image, monkeypatch:
     assert apart.mean() < 5
 
 
-def test_the_tagger_says_what_is_true(seesr: SeeSR, animal: Image.Image) -> None:
+def test_the_tagger_says_what_is_true(tiny: SeeSR, animal: Image.Image) -> None:
     """A ginger cat in colour, in grey and in the dark; a meadow; a white page."""
     random = np.random.default_rng(8)
 
     def tags(image: Image.Image) -> set[str]:
-        return set(seesr.parts.tagger(images.to_tensor(image))[0])
+        return set(tiny.parts.tagger(images.to_tensor(image))[0])
 
     def noisy(colour: tuple[int, int, int]) -> Image.Image:
         return images.from_pixels((np.array(colour) + random.normal(0, 4, (60, 80, 3))).clip(0, 255).astype(np.uint8))
@@ -188,13 +181,13 @@ def test_the_tagger_says_what_is_true(seesr: SeeSR, animal: Image.Image) -> None
 
 @pytest.mark.parametrize("clean", [False, True], ids=["damaged", "clean"])
 @pytest.mark.parametrize("scale", [2, 4, 8])
-def test_every_scale_is_at_least_as_good_as_bicubic(seesr: SeeSR, scale: int, clean: bool) -> None:
+def test_every_scale_is_at_least_as_good_as_bicubic(tiny: SeeSR, scale: int, clean: bool) -> None:
     truth = np.asarray(images.open_image(DATA / "astronaut.jpg").rgb)
     small = shrink(truth, scale) if clean else damage(truth, scale, np.random.default_rng(1))
     image = images.from_pixels(small)
-    ours = pixels(seesr, image, replace(BASE, scale_factor=scale)).astype(np.uint8)
+    ours = pixels(tiny, image, replace(BASE, scale_factor=scale)).astype(np.uint8)
     assert psnr(ours, truth) > psnr(np.asarray(images.resize(image, (256, 256))), truth)
 
 
-def test_tags_are_words_of_its_list(seesr: SeeSR, animal: Image.Image) -> None:
-    assert set(seesr.upscale(animal, BASE).tags) <= set(seesr.parts.tagger.tags)
+def test_tags_are_words_of_its_list(tiny: SeeSR, animal: Image.Image) -> None:
+    assert set(tiny.upscale(animal, BASE).tags) <= set(tiny.parts.tagger.tags)
