@@ -34,7 +34,10 @@ DECODE = (224, 11)
 
 
 class ReferencePlan(Plan):
-    """Latent tiles of their full size, the last of them moved back inside."""
+    """Latent tiles of their full size, the last of them moved back inside; pictures of any size are encoded whole."""
+
+    def encoded(self, size: tuple[int, int]) -> tuple[int, int]:
+        return size
 
     def grid(self, size: tuple[int, int]) -> TileGrid:
         sides = (min(size[0], self.latent_tile), min(size[1], self.latent_tile))
@@ -65,7 +68,7 @@ class ReferenceWay(SeeSR):
     def _predict_tiles(
         self, whole: Tensor, pictures: Pictures, t: int, conditions: Conditions, run: Run, bar: Any
     ) -> Iterator[Tensor]:
-        afresh = Pictures(self, pictures._control, pictures.grid, embedded=False)
+        afresh = Pictures(self, pictures._control, pictures.grid, embedded=False, kept=False)
         return super()._predict_tiles(whole, afresh, t, conditions, run, bar)
 
     def _vae(self, way: str, part: Tensor, run: Run) -> Tensor:

@@ -107,13 +107,13 @@ def of_upscale(seesr: SeeSR, size: tuple[int, int], settings: Settings, plan: Pl
             text = parts.text_encoder(torch.empty(1, seesr.prompts.length, dtype=torch.int64)).last_hidden_state
         if settings.cfg_scale > 1:
             work["text"].add(work["text"])
-        picture = torch.empty(1, 3, *padded, dtype=vae.dtype)
         with work["encode"]:
-            _through_vae(seesr, "encode", picture, plan)
+            sides = (side * seesr.factor for side in plan.encoded(latent))
+            _through_vae(seesr, "encode", torch.empty(1, 3, *sides, dtype=vae.dtype), plan)
         _denoise(seesr, latent, settings, plan, text, tokens, work)
         with work["decode"]:
             _through_vae(seesr, "decode", torch.empty(1, vae.config["latent_channels"], *latent, dtype=vae.dtype), plan)
-        picture = picture.float()
+        picture = torch.empty(1, 3, *padded)
         with work["color"]:
             match_color(picture, picture, settings.color_fix, plan.strip)
     return work

@@ -24,7 +24,7 @@ OUTPUT_PIXELS = 8192 * 8192
 
 @dataclass(frozen=True)
 class Profile:
-    """Defaults for one kind of machine. `memory` is the card's, in GB, `capability` its CUDA compute capability.
+    """Defaults for one kind of machine. `memory` is the card's, in GB.
 
     `latent_tile`, its `overlap` and `vae_tile` (0: no tiles) are in latent pixels; `tile_batch` tiles are denoised at
     once. Memory may make all of them smaller.
@@ -32,7 +32,6 @@ class Profile:
 
     name: str
     memory: int
-    capability: tuple[int, int]
     dtype: torch.dtype
     latent_tile: int
     overlap: int
@@ -41,23 +40,23 @@ class Profile:
     output_pixels: int = OUTPUT_PIXELS
 
 
-CPU = Profile("cpu", 0, (0, 0), torch.float32, latent_tile=128, overlap=16, tile_batch=1, vae_tile=256)
+CPU = Profile("cpu", 0, torch.float32, latent_tile=128, overlap=16, tile_batch=1, vae_tile=256)
 
-# Latent tiles of 96 on every card, by counted work (docs/performance.md): a latent pixel costs five times as much in a
-# tile of 320 as in one of 96, as self-attention is quadratic. 64, which SD-Turbo was trained on, would save another
-# fifth, but 96 is what SeeSR's turbo script uses and sees half as far again. One size for all cards also means that a
-# seed gives nearly the same picture on each. Batches hold about as many latent pixels as one tile of 256 or 320 did.
-# VAE tiles only where whole pictures of 4096 x 4096 don't fit. An overlap of an eighth hides seams.
-_GPU: dict[str, Any] = {"dtype": torch.float16, "latent_tile": 96, "overlap": 12}
+# Latent tiles of 64 on every card: what SD-Turbo and SeeSR were trained on, and the least work (docs/performance.md): a
+# latent pixel costs six times as much in a tile of 320, as self-attention is quadratic. 96, which SeeSR's script takes,
+# sees half as far again for a quarter more. One size for all cards also means that a seed gives nearly the same
+# picture on each. Batches hold about as many latent pixels as one tile of 256 or 320 did. VAE tiles only where whole
+# pictures of 4096 x 4096 don't fit. An overlap of an eighth hides seams.
+_GPU: dict[str, Any] = {"dtype": torch.float16, "latent_tile": 64, "overlap": 8}
 GPUS = {
     profile.name: profile
     for profile in (
-        Profile("t4", 16, (7, 5), tile_batch=4, vae_tile=128, **_GPU),
-        Profile("v100", 16, (7, 0), tile_batch=4, vae_tile=128, **_GPU),
-        Profile("a40-large", 48, (8, 6), tile_batch=8, vae_tile=0, **_GPU),
-        Profile("l40s", 48, (8, 9), tile_batch=8, vae_tile=0, **_GPU),
-        Profile("a100-large", 80, (8, 0), tile_batch=16, vae_tile=0, **_GPU),
-        Profile("h100", 80, (9, 0), tile_batch=16, vae_tile=0, **_GPU),
+        Profile("t4", 16, tile_batch=8, vae_tile=128, **_GPU),
+        Profile("v100", 16, tile_batch=8, vae_tile=128, **_GPU),
+        Profile("a40-large", 48, tile_batch=16, vae_tile=0, **_GPU),
+        Profile("l40s", 48, tile_batch=16, vae_tile=0, **_GPU),
+        Profile("a100-large", 80, tile_batch=32, vae_tile=0, **_GPU),
+        Profile("h100", 80, tile_batch=32, vae_tile=0, **_GPU),
     )
 }
 

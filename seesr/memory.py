@@ -71,13 +71,17 @@ class Plan:
         """The tiles over a latent of `size` (height, width)."""
         return tile_grid(size, self.latent_tile, self.overlap)
 
+    def encoded(self, size: tuple[int, int]) -> tuple[int, int]:
+        """At which size a picture of a latent of `size` (height, width) is encoded, in latent pixels."""
+        return vae_tiling.encoded_size(size)
+
     def smaller(self, stage: str, size: tuple[int, int], particles: int = 1) -> "Plan | None":
         """What to try after `stage` ran out of memory on a latent of `size`; None where nothing is left to try."""
         if stage == "denoise":
             return self._smaller_tiles(size, particles)
         if stage == "color" and self.strip > STRIP_FLOOR:
             return replace(self, strip=self.strip // 2)
-        if stage == "encode" and (tiles := self.encode.smaller(size)) is not None:
+        if stage == "encode" and (tiles := self.encode.smaller(self.encoded(size))) is not None:
             return replace(self, encode=tiles)
         if stage == "decode" and (tiles := self.decode.smaller(size)) is not None:
             return replace(self, decode=tiles)
@@ -205,19 +209,22 @@ class MemoryModel:
         picture, state = 12 * size[0] * size[1], 4 * self.channels * latent[0] * latent[1]
         particles = settings.particles
         drawn = (settings.num_inference_steps + 1) * state * particles
+        encoded = plan.encoded(latent)
+        given = picture if encoded == latent else 2 * 12 * self.factor**2 * math.prod(encoded)
         grid = plan.grid(latent)
         area = grid.tile[0] * grid.tile[1]
         batch = min(plan.tile_batch, len(grid) * particles) * settings.branches
         tiles = self._tiles(area * batch, False)
-        if settings.network_calls > 1:  # each tile is embedded once, and all embeddings are kept
-            tiles = self._embedded * self.bytes * area * len(grid) + max(
+        if settings.network_calls > 1:  # each tile is embedded once; for further steps all embeddings are kept
+            kept = len(grid) if settings.num_inference_steps > 1 else 1
+            tiles = self._embedded * self.bytes * area * kept + max(
                 self._tiles(area, False), self._tiles(area * batch, True)
             )
         strip = 12 * size[1] * min(plan.strip + 62, size[0])
         ways = [_COLOR[settings.color_fix], *([_FIDELITY] if settings.fidelity != NEUTRAL else [])]
         color = max(wholes * picture + strips * strip for wholes, strips in ways)
         return {
-            "encode": 2 * picture + drawn + 2 * state * (particles - 1) + self._vae("encode", latent, plan.encode),
+            "encode": picture + given + drawn + 2 * state * (particles - 1) + self._vae("encode", encoded, plan.encode),
             "denoise": picture + drawn + 4 * state * particles + _steering(latent, particles) + tiles,
             "decode": picture + drawn + 2 * state + self._vae("decode", latent, plan.decode),
             "color": color + drawn + state,

@@ -223,16 +223,14 @@ class SeeSR:
         wanted = Plan(tile, overlap, self.profile.tile_batch, vae, vae)
         free = hardware.free_memory(self.device)
         plan = self.memory.fit(size, settings, wanted, min(free, self.memory_limit or free))
-        if plan != wanted:
-            log.info("To stay within the free memory this runs with %s.", plan)
+        log.info("Runs with %s%s.", plan, "" if plan == wanted else ", to stay within the free memory")
         return plan
 
     def warm_up(self) -> None:
-        """Run once what the first request would otherwise wait for: kernels, and their choice for a tile's shape."""
-        side = 32
-        scale = min(8.0, max(1.0, self.profile.latent_tile * self.factor / side))
+        """Run once what the first request would otherwise wait for: kernels, and their choice for one whole tile."""
+        side, scale = math.ceil(self.profile.latent_tile * self.factor / 8), 8.0
         picture = images.to_image(torch.linspace(0, 1, 3 * side * side).view(1, 3, side, side))
-        self.upscale(picture, Settings(num_inference_steps=2, scale_factor=scale, seed=0))
+        self.upscale(picture, Settings(num_inference_steps=1, scale_factor=scale, seed=0))
 
     def _run(self, settings: Settings, noise: Noise | None, size: tuple[int, int]) -> Run:
         """For a padded working picture of `size` (H, W)."""
@@ -265,11 +263,24 @@ class SeeSR:
         start = run.draw("init", shape).to(self.device, torch.float32)
         if run.settings.start_point == "noise":
             return start
-        mean, logvar = self._vae("encode", control.mul(2).sub_(1), run).chunk(2, dim=1)
+        mean, logvar = self._encode(control, run).chunk(2, dim=1)
         # The posterior's sample, as upstream; its mode would be a little smoother.
         posterior = mean + (logvar.clamp(-30, 20) / 2).exp() * run.draw("vae", shape).to(self.device, torch.float32)
         latent = (posterior - (vae.config["shift_factor"] or 0.0)) * vae.config["scaling_factor"]
         return self.schedule.add_noise(latent, start, self.schedule.last)
+
+    def _encode(self, control: Tensor, run: Run) -> Tensor:
+        """(1, 3, H, W) in [0, 1] -> the posterior's moments (1, 2C, h, w)
+
+        A large picture is reduced first and its moments are enlarged: at the first timestep they weigh 0.07 beside
+        the noise, and what the picture shows comes from the ControlNet.
+        """
+        size = run.plan.encoded(run.size)
+        if size == run.size:
+            return self._vae("encode", control.mul(2).sub_(1), run)
+        reduced = F.interpolate(control, [side * self.factor for side in size], mode="area")
+        moments = self._vae("encode", reduced.mul(2).sub_(1), run)
+        return F.interpolate(moments, run.size, mode="bicubic", align_corners=False)
 
     def _decode(self, latent: Tensor, run: Run) -> Tensor:
         vae = self.parts.vae
@@ -304,7 +315,7 @@ class SeeSR:
 
     def _denoise(self, latent: Tensor, control: Tensor, conditions: Conditions, run: Run, grid: TileGrid) -> Tensor:
         steps = self.schedule.timesteps(run.settings.num_inference_steps)
-        pictures = Pictures(self, control, grid, embedded=run.settings.network_calls > 1)
+        pictures = Pictures(self, control, grid, embedded=run.settings.network_calls > 1, kept=len(steps) > 1)
         with tqdm(total=len(steps) * len(grid) * len(latent), desc="denoise", unit="tile", file=sys.stdout) as bar:
             for i, t in enumerate(steps):
                 output = self._predict_finite(latent, pictures, t, conditions, run, bar)
@@ -361,11 +372,14 @@ class SeeSR:
 
 
 class Pictures:
-    """The control picture by tile; with `embedded` as the ControlNet's embedding, computed once for all calls."""
+    """The control picture by tile; with `embedded` as the ControlNet's embedding, computed once for all calls in a row.
 
-    def __init__(self, seesr: SeeSR, control: Tensor, grid: TileGrid, embedded: bool) -> None:
+    `kept` if tiles are asked for again after others, at further steps.
+    """
+
+    def __init__(self, seesr: SeeSR, control: Tensor, grid: TileGrid, embedded: bool, kept: bool) -> None:
         self.grid = grid
-        self._seesr, self._control, self._embedded = seesr, control, embedded
+        self._seesr, self._control, self._embedded, self._kept = seesr, control, embedded, kept
         self._known: dict[tuple[int, torch.dtype], Tensor] = {}
 
     def __getitem__(self, number: int) -> Tensor:
@@ -375,6 +389,8 @@ class Pictures:
             return picture
         key = (number, self._seesr.dtype)
         if key not in self._known:
+            if not self._kept:
+                self._known.clear()
             embed = self._seesr.parts.controlnet.controlnet_cond_embedding
             self._known[key] = embed(picture.to(self._seesr.dtype))
         return self._known[key]

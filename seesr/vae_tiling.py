@@ -54,6 +54,15 @@ Wait = Generator[Callable[[], Statistics], Statistics, Piece]
 """A tile under way: it yields how to measure its share of a GroupNorm's statistics and is sent the pooled ones."""
 
 
+def encoded_size(size: tuple[int, int]) -> tuple[int, int]:
+    """The (height, width) at which a picture of a latent of `size` is encoded, in latent pixels.
+
+    `size` up to WHOLE_ATTENTION pixels; beyond, both sides by the least whole number that brings them there.
+    """
+    divisor = math.ceil(math.sqrt(math.prod(size) / WHOLE_ATTENTION))
+    return size if divisor <= 1 else (-(-size[0] // divisor), -(-size[1] // divisor))
+
+
 def encode(vae: Any, image: Tensor, tile: int = 0, together: int | None = None) -> Tensor:
     """(B, 3, H, W) in [-1, 1] -> posterior moments (B, 2C, h, w): mean and log variance, in the VAE's dtype
 

@@ -13,7 +13,7 @@ from golden import recorded
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from seesr import images
+from seesr import images, vae_tiling
 from seesr.pipeline import SeeSR, working_size
 from seesr.settings import Settings
 from seesr.tiling import TileGrid
@@ -185,6 +185,42 @@ def test_upscale_gives_exactly_the_size_asked_for(golden: SeeSR, photograph: Ten
     result = golden.upscale(images.to_image(photograph), Settings(scale_factor=scale, num_inference_steps=1, seed=1))
     assert result.image.size == (round(scale * 67), round(scale * 41))
     assert result.image.mode == "RGB"
+
+
+def test_a_large_picture_is_encoded_at_a_smaller_size_and_stays_what_it_is(
+    tiny: SeeSR, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It moves the result by a fraction of what another seed does."""
+    assert vae_tiling.encoded_size((256, 256)) == (256, 256)
+    assert vae_tiling.encoded_size((512, 512)) == (256, 256)
+    assert vae_tiling.encoded_size((257, 256)) == (129, 128)
+    assert vae_tiling.encoded_size((1024, 1023)) == (256, 256)
+    picture = images.open_image(DATA / "astronaut.jpg").rgb.crop((64, 32, 192, 128))
+    settings = Settings(num_inference_steps=1, seed=1)
+    whole, other = (images.to_tensor(tiny.upscale(picture, replace(settings, seed=s)).image) for s in (1, 2))
+    shapes, encode = [], vae_tiling.encode
+
+    def watched(vae: Any, image: Tensor, *tiles: Any) -> Tensor:
+        shapes.append(tuple(image.shape[2:]))
+        return encode(vae, image, *tiles)
+
+    monkeypatch.setattr(vae_tiling, "WHOLE_ATTENTION", 64 * 64)
+    monkeypatch.setattr(vae_tiling, "encode", watched)
+    reduced = images.to_tensor(tiny.upscale(picture, settings).image)
+    assert shapes == [(192, 256)]  # half of 384 x 512
+    moved, differing = ((one - whole).square().mean().sqrt() * 255 for one in (reduced, other))
+    assert 0 < moved < 0.25 < differing
+
+
+def test_warming_up_runs_one_whole_tile(tiny: SeeSR) -> None:
+    seen: list[tuple[int, ...]] = []
+    hook = tiny.parts.unet.register_forward_pre_hook(lambda _, args: seen.append(tuple(args[0].shape)))
+    try:
+        tiny.warm_up()
+    finally:
+        hook.remove()
+    tile = tiny.profile.latent_tile
+    assert seen == [(1, tiny.parts.unet.config["in_channels"], tile, tile)]
 
 
 def test_a_seed_repeats_and_seeds_differ(golden: SeeSR, photograph: Tensor) -> None:
