@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pi_heif
 import torch
-from PIL import Image, ImageCms, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageChops, ImageCms, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -105,6 +105,12 @@ def open_image(path: str | Path) -> Picture:
     raise ValueError(
         f"image must have at most {MAX_PIXELS / 1e6:.0f} megapixels, got {width} x {height}; make it smaller"
     )
+
+
+def is_colourless(rgb: Image.Image) -> bool:
+    """Whether no pixel of an RGB picture has a colour, but for a level of rounding."""
+    red, green, blue = rgb.split()
+    return all(ImageChops.difference(green, other).getextrema()[1] <= 1 for other in (red, blue))
 
 
 def _file_size(path: Path) -> int:

@@ -146,6 +146,8 @@ class SeeSR:
         if settings.fidelity != NEUTRAL:
             result = run.stage("color", lambda: set_fidelity(result, control, settings.fidelity, run.plan.strip))
         picture = run.stage("resize", lambda: images.resize(images.to_image(result), target))
+        if settings.color_fix != "none" and images.is_colourless(image):
+            picture = picture.convert("L").convert("RGB")
         return Result(picture, tags, prompt, settings.seed, run.seconds, len(grid), run.plan, dict(run.recoveries))
 
     def encode_text(self, prompt: str) -> Tensor:

@@ -1,10 +1,14 @@
 """Which profile a machine gets: by name and memory; a real card is asked only where there is one."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
-from seesr import hardware
+from seesr import hardware, images
 from seesr.hardware import CPU, GPUS
+from seesr.pipeline import SeeSR
+from seesr.settings import Settings
 
 
 @pytest.mark.parametrize(
@@ -65,3 +69,15 @@ def test_an_unknown_name_is_refused() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_a_real_card_has_a_profile() -> None:
     assert hardware.profile("cuda").name in GPUS
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize(("dtype", "levels"), [(torch.float32, 1), (torch.float16, 4)])
+def test_a_seed_gives_the_same_picture_on_a_gpu(
+    tiny: SeeSR, tiny_bundle: Path, dtype: torch.dtype, levels: int
+) -> None:
+    picture = images.open_image(Path(__file__).parent / "data/astronaut.jpg").rgb.crop((100, 40, 160, 90))
+    card = SeeSR.load(tiny_bundle, "cuda", dtype)
+    here, there = (images.to_tensor(seesr.upscale(picture, Settings(seed=1)).image) * 255 for seesr in (tiny, card))
+    assert (here - there).abs().max() <= levels + 0.01

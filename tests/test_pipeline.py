@@ -212,6 +212,16 @@ def test_a_large_picture_is_encoded_at_a_smaller_size_and_stays_what_it_is(
     assert 0 < moved < 0.25 < differing
 
 
+def test_a_grey_picture_stored_in_colour_gets_no_tint(tiny: SeeSR) -> None:
+    photograph = images.open_image(DATA / "astronaut.jpg").rgb.crop((64, 32, 128, 80))
+    grey = photograph.convert("L").convert("RGB")
+    settings = Settings(num_inference_steps=1, seed=1)
+    assert images.is_colourless(grey)
+    assert not images.is_colourless(photograph)
+    assert images.is_colourless(tiny.upscale(grey, settings).image)
+    assert not images.is_colourless(tiny.upscale(grey, replace(settings, color_fix="none")).image)
+
+
 def test_warming_up_runs_one_whole_tile(tiny: SeeSR) -> None:
     seen: list[tuple[int, ...]] = []
     hook = tiny.parts.unet.register_forward_pre_hook(lambda _, args: seen.append(tuple(args[0].shape)))
