@@ -562,6 +562,8 @@ class Training:
             self._calibrate_vae()
         self._stage("vae", plan.vae, vae.parameters(), vae_loss, plan.crop, 1.5e-3, self._report_vae)
         self._stage("tagger", plan.tagger, tagger, tagger_loss, ram.config.image_size, 1e-3, self._report_tagger)
+        if self.start and not (plan.joint or plan.features or plan.refine):
+            self._save("best.pt", None)
         if plan.joint and not self.done["joint"]:
             self._connect()
         joint = [*self.bundle.unet.parameters(), *self.bundle.controlnet.parameters(), *vae.decoder.parameters()]
@@ -784,7 +786,7 @@ def export(training: Training, listing: Path, out: Path, before: dict[str, Any] 
             "kind": "tiny",
             "trained_by": command,
             "iterations": {stage: number + already.get(stage, 0) for stage, number in state["done"].items()},
-            "validation": state["measured"],
+            "validation": state["measured"] or (before or {}).get("validation", {}),
             "licences": {"weights": "CC-BY-SA-4.0", "tokenizer": "MIT (CLIP)"},
             "photographs": [{key: entry[key] for key in ("file", "credit", "licence")} for entry in photographs],
         },

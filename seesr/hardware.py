@@ -40,7 +40,7 @@ class Profile:
     output_pixels: int = OUTPUT_PIXELS
 
 
-CPU = Profile("cpu", 0, torch.float32, latent_tile=128, overlap=16, tile_batch=1, vae_tile=256)
+CPU = Profile("cpu", 0, torch.float32, latent_tile=128, overlap=16, tile_batch=1, vae_tile=128)
 
 # Latent tiles of 64 on every card: what SD-Turbo and SeeSR were trained on, and the least work (docs/performance.md): a
 # latent pixel costs six times as much in a tile of 320, as self-attention is quadratic. 96, which SeeSR's script takes,

@@ -130,6 +130,22 @@ def test_refining_starts_from_a_bundle_and_resumes(listing: Path, tiny_bundle: P
         torch.testing.assert_close(ours[name], parameter, msg=name)
 
 
+def test_a_tagger_trained_alone_leaves_everything_else_as_it_was(
+    listing: Path, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    tokenizer = CLIPTokenizer.from_pretrained(tiny_bundle / "tokenizer", local_files_only=True)
+    run = training(listing, tmp_path / "run", tokenizer, tiny_bundle, vae=0, tagger=2, joint=0)
+    run.run()
+    before = json.loads((tiny_bundle / "bundle.json").read_text())
+    export(run, listing, tmp_path / "bundle", before)
+    ours, theirs = weights.load(tmp_path / "bundle"), weights.load(tiny_bundle)
+    assert not ours.tagger.model.label_embed.equal(theirs.tagger.model.label_embed)
+    for mine, began in ((ours.tagger.model.swin, theirs.tagger.model.swin), (ours.unet, theirs.unet)):
+        for name, tensor in began.state_dict().items():
+            torch.testing.assert_close(mine.state_dict()[name], tensor, rtol=0, atol=0, msg=name)
+    assert json.loads((tmp_path / "bundle/bundle.json").read_text())["validation"] == before["validation"]
+
+
 def test_the_critic_learns_and_its_loss_has_a_chosen_strength() -> None:
     """With pictures that it can tell apart the critic's hinge falls, and our gradient keeps its length."""
     torch.manual_seed(1)
