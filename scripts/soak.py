@@ -101,9 +101,9 @@ def main() -> None:
     parser.add_argument("--large", type=float, metavar="GB", help="instead: 2048 -> 8192 within so many GB")
     parser.add_argument("--bundle", type=Path, default=ROOT / "weights/tiny", help="for --large")
     arguments = parser.parse_args()
-    flat = large(arguments.bundle, arguments.large) if arguments.large else soak(arguments.count)
-    print("within bounds" if flat else "out of bounds")
-    sys.exit(0 if flat else 1)
+    passed = large(arguments.bundle, arguments.large) if arguments.large else soak(arguments.count)
+    print("within bounds" if passed else "out of bounds")
+    sys.exit(0 if passed else 1)
 
 
 if __name__ == "__main__":

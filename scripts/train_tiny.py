@@ -562,8 +562,10 @@ class Training:
             self._calibrate_vae()
         self._stage("vae", plan.vae, vae.parameters(), vae_loss, plan.crop, 1.5e-3, self._report_vae)
         self._stage("tagger", plan.tagger, tagger, tagger_loss, ram.config.image_size, 1e-3, self._report_tagger)
-        if self.start and not (plan.joint or plan.features or plan.refine):
-            self._save("best.pt", None)
+        if plan.tagger and not any(
+            self.done[stage] or getattr(plan, stage) for stage in ("joint", "features", "refine")
+        ):
+            self._save("best.pt", None)  # the tagger alone: there is nothing to choose
         if plan.joint and not self.done["joint"]:
             self._connect()
         joint = [*self.bundle.unet.parameters(), *self.bundle.controlnet.parameters(), *vae.decoder.parameters()]
@@ -756,7 +758,7 @@ def export(training: Training, listing: Path, out: Path, before: dict[str, Any] 
     `before` is the bundle.json of the bundle that training started from.
     """
     if not (training.folder / "best.pt").is_file():
-        raise RuntimeError(f"{training.folder} has no checkpoint of the joint stage yet; train first")
+        raise RuntimeError(f"{training.folder} has no checkpoint to export yet; train first")
     state = torch.load(training.folder / "best.pt", weights_only=True)
     bundle = training.bundle
     bundle.load_state_dict(state["models"])

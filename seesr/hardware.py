@@ -45,7 +45,7 @@ CPU = Profile("cpu", 0, torch.float32, latent_tile=128, overlap=16, tile_batch=1
 # Latent tiles of 64 on every card: what SD-Turbo and SeeSR were trained on, and the least work (docs/performance.md): a
 # latent pixel costs six times as much in a tile of 320, as self-attention is quadratic. 96, which SeeSR's script takes,
 # sees half as far again for a quarter more. One size for all cards also means that a seed gives nearly the same
-# picture on each. Batches hold about as many latent pixels as one tile of 256 or 320 did. VAE tiles only where whole
+# picture on each. Batches hold as many latent pixels as one tile of 181, 256 or 362. VAE tiles only where whole
 # pictures of 4096 x 4096 don't fit. An overlap of an eighth hides seams.
 _GPU: dict[str, Any] = {"dtype": torch.float16, "latent_tile": 64, "overlap": 8}
 GPUS = {

@@ -210,7 +210,8 @@ class MemoryModel:
         particles = settings.particles
         drawn = (settings.num_inference_steps + 1) * state * particles
         encoded = plan.encoded(latent)
-        given = picture if encoded == latent else 2 * 12 * self.factor**2 * math.prod(encoded)
+        given = 12 * self.factor**2 * math.prod(encoded)
+        sampling = (2 + 5 * particles) * state  # the posterior's moments, then its samples and noise
         grid = plan.grid(latent)
         area = grid.tile[0] * grid.tile[1]
         batch = min(plan.tile_batch, len(grid) * particles) * settings.branches
@@ -224,7 +225,9 @@ class MemoryModel:
         ways = [_COLOR[settings.color_fix], *([_FIDELITY] if settings.fidelity != NEUTRAL else [])]
         color = max(wholes * picture + strips * strip for wholes, strips in ways)
         return {
-            "encode": picture + given + drawn + 2 * state * (particles - 1) + self._vae("encode", encoded, plan.encode),
+            "encode": picture
+            + drawn
+            + max(given + 2 * state * (particles - 1) + self._vae("encode", encoded, plan.encode), sampling),
             "denoise": picture + drawn + 4 * state * particles + _steering(latent, particles) + tiles,
             "decode": picture + drawn + 2 * state + self._vae("decode", latent, plan.decode),
             "color": color + drawn + state,

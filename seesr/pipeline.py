@@ -23,7 +23,7 @@ from seesr.prompts import PromptEncoder
 from seesr.run import Draws, Noise, Run
 from seesr.schedule import Schedule
 from seesr.settings import NEUTRAL, Settings
-from seesr.tiling import TileGrid
+from seesr.tiling import LEAST, TileGrid
 from seesr.upsampling import double_by_phases
 
 if TYPE_CHECKING:
@@ -229,10 +229,10 @@ class SeeSR:
         return plan
 
     def warm_up(self) -> None:
-        """Run once what the first request would otherwise wait for: kernels, and their choice for one whole tile."""
-        side, scale = math.ceil(self.profile.latent_tile * self.factor / 8), 8.0
+        """Run once what the first request would otherwise wait for: kernels, for one tile as every GPU has it."""
+        side = LEAST * self.factor // 8
         picture = images.to_image(torch.linspace(0, 1, 3 * side * side).view(1, 3, side, side))
-        self.upscale(picture, Settings(num_inference_steps=1, scale_factor=scale, seed=0))
+        self.upscale(picture, Settings(num_inference_steps=2, scale_factor=8, seed=0))
 
     def _run(self, settings: Settings, noise: Noise | None, size: tuple[int, int]) -> Run:
         """For a padded working picture of `size` (H, W)."""
@@ -280,8 +280,9 @@ class SeeSR:
         size = run.plan.encoded(run.size)
         if size == run.size:
             return self._vae("encode", control.mul(2).sub_(1), run)
-        reduced = F.interpolate(control, [side * self.factor for side in size], mode="area")
-        moments = self._vae("encode", reduced.mul(2).sub_(1), run)
+        sides = [side * self.factor for side in size]
+        reduced = F.interpolate(control, sides, mode="bilinear", antialias=True, align_corners=False)
+        moments = self._vae("encode", reduced.mul_(2).sub_(1), run)
         return F.interpolate(moments, run.size, mode="bicubic", align_corners=False)
 
     def _decode(self, latent: Tensor, run: Run) -> Tensor:
@@ -374,9 +375,9 @@ class SeeSR:
 
 
 class Pictures:
-    """The control picture by tile; with `embedded` as the ControlNet's embedding, computed once for all calls in a row.
+    """The control picture by tile; with `embedded` as the ControlNet's embedding, so that several calls share it.
 
-    `kept` if tiles are asked for again after others, at further steps.
+    `kept`: the embeddings of all tiles are, for further steps; else only the latest.
     """
 
     def __init__(self, seesr: SeeSR, control: Tensor, grid: TileGrid, embedded: bool, kept: bool) -> None:

@@ -21,7 +21,8 @@ from torch.nn import functional as F
 from seesr.upsampling import double
 
 WHOLE_ATTENTION = 256 * 256
-"""Latent pixels up to which every one attends to every other; beyond it to those near it and a sample of the others."""
+"""Latent pixels up to which every one attends to every other. A larger picture is encoded at this size, and decoded
+with attention to what is near and a sample of the others."""
 
 SAMPLED_KEYS = 128 * 128
 WINDOW, MARGIN = 64, 16
@@ -55,12 +56,9 @@ Wait = Generator[Callable[[], Statistics], Statistics, Piece]
 
 
 def encoded_size(size: tuple[int, int]) -> tuple[int, int]:
-    """The (height, width) at which a picture of a latent of `size` is encoded, in latent pixels.
-
-    `size` up to WHOLE_ATTENTION pixels; beyond, both sides by the least whole number that brings them there.
-    """
-    divisor = math.ceil(math.sqrt(math.prod(size) / WHOLE_ATTENTION))
-    return size if divisor <= 1 else (-(-size[0] // divisor), -(-size[1] // divisor))
+    """The (height, width) at which a picture of a latent of `size` is encoded: at most WHOLE_ATTENTION latent pixels"""
+    share = math.sqrt(WHOLE_ATTENTION / math.prod(size))
+    return size if share >= 1 else (max(1, int(size[0] * share)), max(1, int(size[1] * share)))
 
 
 def encode(vae: Any, image: Tensor, tile: int = 0, together: int | None = None) -> Tensor:

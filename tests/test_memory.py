@@ -72,7 +72,6 @@ def measured(seesr: SeeSR, picture: Tensor, settings: Settings, plan: Plan, patc
             replace(EXACT, latent_tile=64, overlap=8, encode=VaeTiles(64), decode=VaeTiles(64), strip=256),
         ),
         ((120, 160), 3, 1.0, replace(EXACT, latent_tile=64, overlap=8, encode=VaeTiles(32), decode=VaeTiles(24, 4))),
-        ((96, 128), 1, 2.0, replace(EXACT, latent_tile=32, overlap=4, tile_batch=2)),
     ],
 )
 def test_predicted_peaks_are_the_measured_ones(
@@ -98,13 +97,13 @@ def test_predicted_peaks_are_the_measured_ones(
 def test_a_picture_that_is_reduced_to_be_encoded_is_counted(
     tiny: SeeSR, monkeypatch: pytest.MonkeyPatch, tile: int
 ) -> None:
-    monkeypatch.setattr(vae_tiling, "WHOLE_ATTENTION", 80 * 80)
+    monkeypatch.setattr(vae_tiling, "WHOLE_ATTENTION", 60 * 80)
     plan = replace(EXACT, encode=VaeTiles(tile))
     assert plan.encoded((120, 160)) == (60, 80)
     settings = Settings(num_inference_steps=1, seed=1)
     predicted = tiny.memory.peaks((480, 640), settings, plan)
     real = measured(tiny, torch.rand(1, 3, 120, 160), settings, plan, monkeypatch)
-    assert predicted["encode"] == pytest.approx(real["encode"], rel=0.15)
+    assert predicted["encode"] == pytest.approx(real["encode"], rel=0.06)
 
 
 @pytest.mark.parametrize(("particles", "steps", "side"), [(4, 1, 64), pytest.param(8, 2, 96, marks=pytest.mark.slow)])

@@ -1,5 +1,6 @@
 """The whole model against the reference's recorded outputs, and what an upscale promises."""
 
+import itertools
 import json
 import math
 from dataclasses import replace
@@ -13,8 +14,8 @@ from golden import recorded
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from seesr import images, vae_tiling
-from seesr.pipeline import SeeSR, working_size
+from seesr import hardware, images, vae_tiling
+from seesr.pipeline import Pictures, SeeSR, working_size
 from seesr.settings import Settings
 from seesr.tiling import TileGrid
 
@@ -187,14 +188,47 @@ def test_upscale_gives_exactly_the_size_asked_for(golden: SeeSR, photograph: Ten
     assert result.image.mode == "RGB"
 
 
+@pytest.mark.parametrize("settings", [{"cfg_scale": 2.0}, {"use_kds": True, "num_particles": 3}])
+def test_at_one_step_each_tile_is_embedded_once_and_only_the_latest_is_kept(
+    tiny: SeeSR, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
+) -> None:
+    """Three particles in batches of two: a tile's particles are in two batches."""
+    kept: list[int] = []
+    get = Pictures.__getitem__
+
+    def watched(self: Pictures, number: int) -> Tensor:
+        result = get(self, number)
+        kept.append(len(self._known))
+        return result
+
+    embedded: list[int] = []
+    monkeypatch.setattr(Pictures, "__getitem__", watched)
+    monkeypatch.setattr(tiny, "profile", replace(tiny.profile, tile_batch=2))
+    hook = tiny.parts.controlnet.controlnet_cond_embedding.register_forward_hook(
+        lambda _, args, __: embedded.append(args[0].shape[1] == 3)
+    )
+    try:
+        picture = images.to_image(torch.rand(1, 3, 48, 96))
+        wanted = Settings(num_inference_steps=1, seed=1, latent_tiled_size=48, latent_tiled_overlap=8, **settings)
+        result = tiny.upscale(picture, wanted)
+    finally:
+        hook.remove()
+    assert sum(embedded) == result.tiles > 1
+    assert set(kept) == {1}
+
+
 def test_a_large_picture_is_encoded_at_a_smaller_size_and_stays_what_it_is(
     tiny: SeeSR, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It moves the result by a fraction of what another seed does."""
     assert vae_tiling.encoded_size((256, 256)) == (256, 256)
     assert vae_tiling.encoded_size((512, 512)) == (256, 256)
-    assert vae_tiling.encoded_size((257, 256)) == (129, 128)
-    assert vae_tiling.encoded_size((1024, 1023)) == (256, 256)
+    assert vae_tiling.encoded_size((513, 512)) == (256, 255)
+    assert vae_tiling.encoded_size((1, 90000)) == (1, 76800)
+    for size in itertools.product((200, 257, 511, 767, 1024), (256, 300, 513, 1023, 4000)):
+        encoded = vae_tiling.encoded_size(size)
+        assert 64000 < encoded[0] * encoded[1] <= 256 * 256 or encoded == size
+        assert encoded[0] / encoded[1] == pytest.approx(size[0] / size[1], rel=0.02)
     picture = images.open_image(DATA / "astronaut.jpg").rgb.crop((64, 32, 192, 128))
     settings = Settings(num_inference_steps=1, seed=1)
     whole, other = (images.to_tensor(tiny.upscale(picture, replace(settings, seed=s)).image) for s in (1, 2))
@@ -204,7 +238,7 @@ def test_a_large_picture_is_encoded_at_a_smaller_size_and_stays_what_it_is(
         shapes.append(tuple(image.shape[2:]))
         return encode(vae, image, *tiles)
 
-    monkeypatch.setattr(vae_tiling, "WHOLE_ATTENTION", 64 * 64)
+    monkeypatch.setattr(vae_tiling, "WHOLE_ATTENTION", 48 * 64)
     monkeypatch.setattr(vae_tiling, "encode", watched)
     reduced = images.to_tensor(tiny.upscale(picture, settings).image)
     assert shapes == [(192, 256)]  # half of 384 x 512
@@ -222,15 +256,15 @@ def test_a_grey_picture_stored_in_colour_gets_no_tint(tiny: SeeSR) -> None:
     assert not images.is_colourless(tiny.upscale(grey, replace(settings, color_fix="none")).image)
 
 
-def test_warming_up_runs_one_whole_tile(tiny: SeeSR) -> None:
+def test_warming_up_runs_two_steps_of_a_tile_as_gpus_have_it(tiny: SeeSR) -> None:
     seen: list[tuple[int, ...]] = []
     hook = tiny.parts.unet.register_forward_pre_hook(lambda _, args: seen.append(tuple(args[0].shape)))
     try:
         tiny.warm_up()
     finally:
         hook.remove()
-    tile = tiny.profile.latent_tile
-    assert seen == [(1, tiny.parts.unet.config["in_channels"], tile, tile)]
+    assert {profile.latent_tile for profile in hardware.GPUS.values()} == {64}
+    assert seen == [(1, tiny.parts.unet.config["in_channels"], 64, 64)] * 2
 
 
 def test_a_seed_repeats_and_seeds_differ(golden: SeeSR, photograph: Tensor) -> None:
