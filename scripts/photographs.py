@@ -12,7 +12,7 @@ from pathlib import Path
 PACKAGES = {
     "trixie": ["budgie-backgrounds"],
     "bullseye": ["gnome-backgrounds"],
-    "bookworm": ["lomiri-wallpapers-16.04", "lomiri-wallpapers-20.04", "gcompris-qt-data", "libjxl-testdata"],
+    "bookworm": ["lomiri-wallpapers-16.04", "lomiri-wallpapers-20.04", "libjxl-testdata", "endless-sky-high-dpi"],
 }
 """Debian release -> packages. Held-out test photographs come from elsewhere (scripts/evaluate.py)."""
 

@@ -64,7 +64,7 @@ SCHEDULER = {
 }
 STAGES = ("vae", "tagger", "joint", "features", "refine")
 FEATURE_WEIGHT = 0.03
-CONTRAST_WEIGHT, HARM_WEIGHT = 0.2, 1.5
+CONTRAST_WEIGHT, HARM_WEIGHT = 0.3, 2.0
 """Of the refine stage."""
 KINDS = ((4, False, 0.78), (8, False, 0.09), (4, True, 0.1), (8, True, 0.03))
 """What the refine stage enlarges: scale, whether the small picture is clean, share of the batches."""
@@ -105,10 +105,15 @@ class Photograph:
 
 
 class Photographs:
-    """Photographs in memory, reduced to at most `side` pixels so that the camera's own blur is gone."""
+    """Photographs in memory, reduced to at most `side` pixels so that the camera's own blur is gone.
 
-    def __init__(self, folder: Path, listing: Path, use: str, side: int = 1400) -> None:
+    A package's share of the draws goes with the square root of how many photographs it holds, so that one with hundreds
+    of landscapes leaves room for the rest.
+    """
+
+    def __init__(self, folder: Path, listing: Path, use: str, side: int = 1440) -> None:
         self.items: list[Photograph] = []
+        packages: list[str] = []
         for entry in json.loads(listing.read_text()):
             if entry["use"] != use:
                 continue
@@ -119,13 +124,19 @@ class Photographs:
             shrink = min(1.0, side / max(rgb.size))
             rgb = images.resize(rgb, (int(rgb.height * shrink), int(rgb.width * shrink)))
             self.items.append(Photograph(np.asarray(rgb), halve(np.asarray(rgb))))
+            packages.append(entry["file"].split("/")[0])
+        weights = np.array([packages.count(package) ** -0.5 for package in packages])
+        self.shares = weights / weights.sum()
+
+    def draw(self, random: np.random.Generator) -> Photograph:
+        return self.items[int(random.choice(len(self.items), p=self.shares))]
 
     def crop(self, random: np.random.Generator, size: int) -> tuple[np.ndarray, tuple[int, ...]]:
         """One (size, size, 3) crop and the numbers of the tags that it shows.
 
         At full or half resolution, turned and mirrored at random; of two the busier, mostly.
         """
-        photograph = self.items[random.integers(len(self.items))]
+        photograph = self.draw(random)
         pixels = photograph.pixels
         if random.random() < 0.4 and min(photograph.half.shape[:2]) >= size:
             pixels = photograph.half
@@ -153,8 +164,7 @@ class Photographs:
 
     def tag_batch(self, random: np.random.Generator, size: int, count: int) -> "TagBatch":
         """`count` pictures of `size` pixels a side, with their tags."""
-        items = [self.items[int(random.integers(len(self.items)))] for _ in range(count)]
-        pictures = [random_picture(item.half, random) for item in items]
+        pictures = [random_picture(self.draw(random).half, random) for _ in range(count)]
         return TagBatch(
             torch.cat([square(picture.pixels, size) for picture in pictures]),
             torch.tensor([list(picture.tags.values()) for picture in pictures]),
@@ -395,7 +405,7 @@ class Adversary:
     of its gradient only, SHARE times as long as that of the L1 loss: a weight that needs no tuning.
     """
 
-    SHARE, WARM_UP, RATE = 0.07, 300, 5e-4
+    SHARE, WARM_UP, RATE = 0.08, 300, 5e-4
 
     def __init__(self) -> None:
         shapes = ((6, 32, 4, 2), (32, 64, 4, 2), (64, 64, 3, 1), (64, 1, 3, 1))
