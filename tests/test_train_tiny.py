@@ -1,12 +1,15 @@
 """The embedded bundle's training, a few iterations of it, on pictures made here."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from average_bundles import average
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from train_tiny import Adversary, Batch, Photographs, Plan, Training, contrast_l1, export, flatten, harm
 from transformers import CLIPTokenizer
 
@@ -144,6 +147,26 @@ def test_a_tagger_trained_alone_leaves_everything_else_as_it_was(
         for name, tensor in began.state_dict().items():
             torch.testing.assert_close(mine.state_dict()[name], tensor, rtol=0, atol=0, msg=name)
     assert json.loads((tmp_path / "bundle/bundle.json").read_text())["validation"] == before["validation"]
+
+
+def test_bundles_are_averaged_and_what_does_not_fit_is_refused(tiny_bundle: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(tiny_bundle, other)
+    path = next(iter(sorted(other.glob("unet/*.safetensors"))))
+    name = "conv_in.weight"
+    state = load_file(path)
+    begun = state[name].clone()
+    save_file(state | {name: begun + 1}, path, {"format": "pt"})
+    average([tiny_bundle, other], [0.75, 0.25], tmp_path / "mean")
+    found = dict(weights.load(tmp_path / "mean").unet.named_parameters())[name]
+    torch.testing.assert_close(found, begun.float() + 0.25, atol=2e-3, rtol=0)
+    assert "0.75 of (" in json.loads((tmp_path / "mean/bundle.json").read_text())["trained_by"]
+    with pytest.raises(ValueError, match="2 numbers that add up to 1"):
+        average([tiny_bundle, other], [0.75, 0.5], tmp_path / "wrong")
+    save_file(state | {name: begun[:1]}, path, {"format": "pt"})
+    with pytest.raises(ValueError, match="the same tensors"):
+        average([tiny_bundle, other], [0.5, 0.5], tmp_path / "wrong")
+    assert not (tmp_path / "wrong").exists()
 
 
 def test_the_critic_learns_and_its_loss_has_a_chosen_strength() -> None:
