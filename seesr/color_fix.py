@@ -36,11 +36,11 @@ def match_color(image: Tensor, control: Tensor, mode: ColorFix, strip: int = 512
 def set_fidelity(image: Tensor, control: Tensor, fidelity: float, strip: int = 2048) -> Tensor:
     """(B, 3, H, W) in [0, 1] twice -> (B, 3, H, W) in [0, 1], float32: what `image` adds to `control`, more or less
 
-    Between neutral and 1 the difference of the two shrinks, its finest band to a half and the rest to 0.84; between
-    neutral and 0 it grows, to 2 and 1.19 of what it was. `strip` as above.
+    Between neutral and 1 the finest band of the difference of the two shrinks, to a half; between neutral and 0 it
+    grows, to 2, and the rest to 1.19 of what it was. `strip` as above.
     """
     fine = 2 ** (2 * (NEUTRAL - fidelity))
-    rest, height = fine**0.25, image.shape[2]
+    rest, height = max(1.0, fine**0.25), image.shape[2]
     changed = torch.empty_like(image)
     for top in range(0, height, strip):
         first, last = max(0, top - 1), min(height, top + strip + 1)

@@ -69,7 +69,7 @@ def test_fidelity_scales_two_bands_of_the_difference(strip: int) -> None:
     torch.manual_seed(2)
     image, control = (torch.rand(1, 3, 30, 41) * 0.2 + 0.4 for _ in range(2))
     low = low_frequencies(image - control, 1)
-    for fidelity, fine, rest in ((0.0, 2, 2**0.25), (0.5, 1, 1), (1.0, 0.5, 0.5**0.25)):
+    for fidelity, fine, rest in ((0.0, 2, 2**0.25), (0.5, 1, 1), (0.75, 0.5**0.5, 1), (1.0, 0.5, 1)):
         wanted = control + rest * low + fine * (image - control - low)
         torch.testing.assert_close(set_fidelity(image, control, fidelity, strip), wanted, atol=1e-6, rtol=0)
     assert set_fidelity(image, image, 0.0).equal(image)

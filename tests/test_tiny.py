@@ -81,7 +81,7 @@ def test_it_beats_bicubic_on_a_photograph_it_never_saw(tiny: SeeSR, steps: int) 
 
 @pytest.mark.parametrize("color_fix", ["wavelet", "none"])
 def test_the_fidelity_dial_is_monotone(tiny: SeeSR, color_fix: ColorFix) -> None:
-    """Nearer to the input and softer all the way, truer up to neutral; neutral is what there was without the dial."""
+    """Nearer to the input, truer and softer all the way; neutral is what there was without the dial."""
     truth = np.asarray(images.open_image(DATA / "astronaut.jpg").rgb)[:192, 32:224]
     image = Image.fromarray(degrade(truth, np.random.default_rng(2)))
     enlarged = np.asarray(images.resize(image, (192, 192)))
@@ -89,11 +89,10 @@ def test_the_fidelity_dial_is_monotone(tiny: SeeSR, color_fix: ColorFix) -> None
     dialled = [pixels(tiny, image, replace(base, fidelity=value)).astype(np.uint8) for value in (0, 0.25, 0.5, 0.75, 1)]
     assert np.array_equal(dialled[2], pixels(tiny, image, base))
     to_input = [psnr(one, enlarged) for one in dialled]
-    assert all(after - before > 0.2 for before, after in pairwise(to_input))
+    assert all(after - before > 0.1 for before, after in pairwise(to_input))
     assert all(after < 0.95 * before for before, after in pairwise(sharpness(one) for one in dialled))
     to_truth = [psnr(one, truth) for one in dialled]
-    assert to_truth[0] < to_truth[1] < to_truth[2]
-    assert min(to_truth[3:]) > to_truth[2] - 0.05
+    assert all(after > before for before, after in pairwise(to_truth))
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 90), (90, 2), (17, 31)])
