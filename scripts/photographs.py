@@ -11,7 +11,6 @@ from pathlib import Path
 
 PACKAGES = {
     "trixie": ["budgie-backgrounds"],
-    "bullseye": ["gnome-backgrounds"],
     "bookworm": ["lomiri-wallpapers-16.04", "lomiri-wallpapers-20.04", "libjxl-testdata", "endless-sky-high-dpi"],
 }
 """Debian release -> packages. Held-out test photographs come from elsewhere (scripts/evaluate.py)."""
