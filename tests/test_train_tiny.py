@@ -202,7 +202,7 @@ def test_flat_crops_are_flat_somewhere(kind: int) -> None:
 
 def test_exporting_without_a_checkpoint_says_what_to_do(listing: Path, tiny_bundle: Path, tmp_path: Path) -> None:
     tokenizer = CLIPTokenizer.from_pretrained(tiny_bundle / "tokenizer", local_files_only=True)
-    with pytest.raises(RuntimeError, match="no checkpoint of the joint stage yet; train first"):
+    with pytest.raises(RuntimeError, match="no checkpoint to export yet; train first"):
         export(training(listing, tmp_path / "none", tokenizer, vae=1), listing, tmp_path / "bundle")
 
 
