@@ -44,7 +44,7 @@ class Predictor(BasePredictor):
         user_prompt: str = Input(default="", description="What the picture shows, in your words. May be empty: the model tags the picture by itself."),
         positive_prompt: str = Input(default="clean, high-resolution, 8k", description="Qualities to aim for, added to the prompt."),
         negative_prompt: str = Input(default="dotted, noise, blur, lowres, smooth", description="Qualities to stay away from. Acts only when cfg_scale is above 1."),
-        num_inference_steps: int = Input(default=4, ge=1, le=4, description="Denoising steps. 1 is fastest; each further one denoises once more, for finer detail."),
+        num_inference_steps: int = Input(default=4, ge=1, le=4, description="Denoising steps. 1 is fastest; each further one costs one more denoising."),
         scale_factor: float = Input(default=4.0, ge=1, le=8, description="How many times larger each side gets."),
         cfg_scale: float = Input(default=1.0, ge=1, le=10, description="How strongly to follow the prompt and avoid the negative prompt. Above 1 each step costs twice as much."),
         latent_tiled_size: int = Input(default=0, ge=0, le=480, description="Side of the tiles that are denoised, in latent pixels (8 picture pixels each with the real weights, 4 with the embedded ones): 0 lets the GPU decide, else 32 to 480. Smaller needs less memory."),

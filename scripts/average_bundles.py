@@ -9,46 +9,42 @@ tags and settings are those of the last bundle.
 
 import argparse
 import json
-import shutil
+import sys
 from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
-from safetensors.torch import load_file, save_file
+from benchmark import models
+
+from seesr import weights
 
 
+@torch.no_grad()
 def average(bundles: list[Path], shares: list[float], out: Path) -> None:
-    """Write the weighted mean of all tensors to `out`, which must not be there, and how it came about to bundle.json.
+    """Write the weighted mean of all weights to `out`, which must not be there, and how it came about to bundle.json.
 
     Raises ValueError where shares don't add up to 1 or are not one for each bundle, and where bundles hold other
-    tensors.
+    tensors; RuntimeError where one can't be read or `out` is there.
     """
     if len(shares) != len(bundles) or abs(sum(shares) - 1) > 1e-6:
         raise ValueError(f"--shares must be {len(bundles)} numbers that add up to 1, got {shares}")
-    last = bundles[-1]
-    shutil.copytree(last, out)
-    for path in sorted(out.rglob("*.safetensors")):
-        states = [load_file(bundle / path.relative_to(out)) for bundle in bundles]
+    loaded = [weights.load(bundle) for bundle in bundles]
+    for networks in zip(*(models(parts) for parts in loaded), strict=True):
+        states = [network.state_dict() for network in networks]
         shapes = [{name: tensor.shape for name, tensor in state.items()} for state in states]
         if any(shape != shapes[0] for shape in shapes):
-            shutil.rmtree(out)
-            raise ValueError(f"the bundles must hold the same tensors, {path.name} differs; average one lineage only")
-        save_file(
-            {name: _mean([state[name] for state in states], shares) for name in states[0]}, path, {"format": "pt"}
-        )
-    described = json.loads((last / "bundle.json").read_text())
-    parts = [f"{share:g} of ({trained_by(bundle)})" for share, bundle in zip(shares, bundles, strict=True)]
-    described |= {"trained_by": f"scripts/average_bundles.py: {', '.join(parts)}", "validation": {}}
-    (out / "bundle.json").write_text(json.dumps(described, indent=2, ensure_ascii=False) + "\n")
-
-
-def trained_by(bundle: Path) -> str:
-    return json.loads((bundle / "bundle.json").read_text())["trained_by"]
-
-
-def _mean(tensors: list[torch.Tensor], shares: list[float]) -> torch.Tensor:
-    total = sum(share * tensor.double() for share, tensor in zip(shares, tensors, strict=True))
-    assert isinstance(total, torch.Tensor)
-    return total.to(tensors[-1].dtype)
+            kind = type(networks[0]).__name__
+            raise ValueError(f"the bundles must hold the same tensors, {kind} differs; average one lineage only")
+        for name, tensor in states[-1].items():
+            if tensor.is_floating_point():
+                total: Any = sum(share * state[name].double() for share, state in zip(shares, states, strict=True))
+                tensor.copy_(total)
+    infos = [json.loads((bundle / "bundle.json").read_text()) for bundle in bundles]
+    parts = [f"{share:g} of ({info['trained_by']})" for share, info in zip(shares, infos, strict=True)]
+    described = {"trained_by": f"scripts/average_bundles.py: {', '.join(parts)}", "validation": {}}
+    weights.save(loaded[-1], out, infos[-1] | described)
 
 
 def main() -> None:
@@ -57,9 +53,10 @@ def main() -> None:
     parser.add_argument("--shares", type=float, nargs="+", required=True, help="one per bundle, 1 in all")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    if arguments.out.exists():
-        parser.error(f"{arguments.out} is there already; name another, or remove it")
-    average(arguments.bundles, arguments.shares, arguments.out)
+    try:
+        average(arguments.bundles, arguments.shares, arguments.out)
+    except (RuntimeError, ValueError) as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

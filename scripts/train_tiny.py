@@ -125,8 +125,8 @@ class Photographs:
             rgb = images.resize(rgb, (int(rgb.height * shrink), int(rgb.width * shrink)))
             self.items.append(Photograph(np.asarray(rgb), halve(np.asarray(rgb))))
             packages.append(entry["file"].split("/")[0])
-        weights = np.array([packages.count(package) ** -0.5 for package in packages])
-        self.shares = weights / weights.sum()
+        shares = np.array([packages.count(package) ** -0.5 for package in packages])
+        self.shares = shares / shares.sum()
 
     def draw(self, random: np.random.Generator) -> Photograph:
         return self.items[int(random.choice(len(self.items), p=self.shares))]

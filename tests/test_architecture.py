@@ -77,7 +77,7 @@ def test_arrows_point_down(path: Path) -> None:
         ("cog", {"predict", "predict_many", "scripts.cog_server"}),
         ("PIL", {"seesr.images"}),
         ("xformers", set()),
-        ("safetensors", {"seesr.weights", "scripts.convert", "scripts.average_bundles"}),
+        ("safetensors", {"seesr.weights", "scripts.convert"}),
         ("urllib", {"scripts.cog_server", "scripts.download"}),
         ("requests", {"scripts.download"}),
         ("huggingface_hub", set()),

@@ -89,7 +89,7 @@ def test_the_fidelity_dial_is_monotone(tiny: SeeSR, color_fix: ColorFix) -> None
     dialled = [pixels(tiny, image, replace(base, fidelity=value)).astype(np.uint8) for value in (0, 0.25, 0.5, 0.75, 1)]
     assert np.array_equal(dialled[2], pixels(tiny, image, base))
     to_input = [psnr(one, enlarged) for one in dialled]
-    assert all(after - before > 0.1 for before, after in pairwise(to_input))
+    assert all(after - before > 0.2 for before, after in pairwise(to_input))
     assert all(after < 0.95 * before for before, after in pairwise(sharpness(one) for one in dialled))
     to_truth = [psnr(one, truth) for one in dialled]
     assert all(after > before for before, after in pairwise(to_truth))
