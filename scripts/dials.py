@@ -106,7 +106,7 @@ def steered(seesr: SeeSR, seed: int, scale: int, every: tuple[int, ...]) -> Tria
             for count in COUNTS:
                 yield runs.trial(f"{name}: mean of {count}", runs.mean, count)
                 yield runs.trial(f"{name}: nearest of {count}", runs.nearest, count)
-                for bandwidth in BANDWIDTHS if count == USUAL_COUNT else (USUAL,):
+                for bandwidth in BANDWIDTHS:
                     yield _steered(seesr, small, f"{name}: kds {count}, {bandwidth}", count, bandwidth, plain)
 
     return trials
@@ -126,17 +126,53 @@ def named(steps: int) -> str:
     return f"{steps} step{'s' if steps > 1 else ''}"
 
 
-VARIANTS: dict[str, Callable[[int, int], dict[str, float]]] = {
-    "as it is: patch 1, all the way, every step": lambda _step, _steps: {},
-    "patch 2": lambda _step, _steps: {"patch": 2},
-    "patch 4": lambda _step, _steps: {"patch": 4},
-    "half the way": lambda _step, _steps: {"strength": 0.5},
-    "rising to all the way": lambda step, steps: {"strength": (step + 1) / steps},
-    "only the last step": lambda step, steps: {"strength": float(step == steps - 1)},
-    "only the first step": lambda step, _steps: {"strength": float(step == 0)},
-    "never: only the choice at the end": lambda _step, _steps: {"strength": 0},
+as_it_is = kds.steer
+
+
+def other_scale(rule: Callable[[Tensor], Tensor]) -> Steer:
+    """Steering by another rule for what bandwidth 1 means.
+
+    `rule` maps the root mean square distances (pairs, places) between different runs to that distance, for all places
+    or each one.
+    """
+
+    def steer(x0: Tensor, bandwidth: float) -> Tensor:
+        places = x0.float().flatten(2)
+        squared = (places[:, None] - places[None]).square().mean(2)
+        first, second = torch.triu_indices(len(x0), len(x0), 1)
+        scale = bandwidth * rule(squared[first, second].sqrt())
+        weight = torch.exp(squared / (-2 * scale.square().clamp(min=1e-12)))
+        weight = weight / weight.sum(1, keepdim=True)
+        return torch.einsum("ijl,jcl->icl", weight, places).unflatten(2, x0.shape[2:])
+
+    return steer
+
+
+def strength(share: float) -> Steer:
+    return lambda x0, bandwidth: as_it_is(x0, bandwidth, strength=share)
+
+
+def patches(side: int) -> Steer:
+    return lambda x0, bandwidth: as_it_is(x0, bandwidth, patch=side)
+
+
+VARIANTS: dict[str, Callable[[int, int], Steer]] = {
+    "as it is: patch 1, all the way, every step": lambda _step, _steps: as_it_is,
+    "patch 2": lambda _step, _steps: patches(2),
+    "patch 4": lambda _step, _steps: patches(4),
+    "half the way": lambda _step, _steps: strength(0.5),
+    "rising to all the way": lambda step, steps: strength((step + 1) / steps),
+    "only the last step": lambda step, steps: strength(float(step == steps - 1)),
+    "only the first step": lambda step, _steps: strength(float(step == 0)),
+    "never: only the choice at the end": lambda _step, _steps: strength(0),
+    "bandwidth of each place's own median": lambda _step, _steps: other_scale(lambda d: 2 * d.median(0).values),
+    "bandwidth of each place's nearest pair": lambda _step, _steps: other_scale(lambda d: 2 * d.amin(0)),
+    "bandwidth of the largest tenth": lambda _step, _steps: other_scale(lambda d: 2 * d.flatten().quantile(0.9)),
+    "bandwidth of the mean square": lambda _step, _steps: other_scale(lambda d: 2 * d.square().mean().sqrt()),
+    "bandwidth 1 is 1, whatever the spread": lambda _step, _steps: other_scale(lambda d: d.new_tensor(1.0)),
+    "bandwidth 1 is 0.1, whatever the spread": lambda _step, _steps: other_scale(lambda d: d.new_tensor(0.1)),
 }
-"""Name -> which arguments of kds.steer a step of so many gets."""
+"""Name -> how a step of so many steers."""
 
 
 def variants(seesr: SeeSR, seed: int, scale: int, every: tuple[int, ...], count: int = USUAL_COUNT) -> Trials:
@@ -150,8 +186,8 @@ def variants(seesr: SeeSR, seed: int, scale: int, every: tuple[int, ...], count:
                 yield runs.trial(f"{name}: 1 run", runs.mean, 1)
                 yield runs.trial(f"{name}: mean of {count}", runs.mean, count)
                 yield runs.trial(f"{name}: nearest of {count}", runs.nearest, count)
-                for title, arguments in VARIANTS.items():
-                    with _steering(arguments, steps):
+                for title, variant in VARIANTS.items():
+                    with _steering(variant, steps):
                         settings = replace(plain, use_kds=True, num_particles=count, bandwidth=USUAL)
                         result = steer_once(seesr, small, settings)
                     yield Trial(f"{name}: {title}", pixels(result), sum(result.timings.values()))
@@ -160,18 +196,14 @@ def variants(seesr: SeeSR, seed: int, scale: int, every: tuple[int, ...], count:
 
 
 @contextmanager
-def _steering(arguments: Callable[[int, int], dict[str, float]], steps: int) -> Iterator[None]:
-    """Within the block the pipeline steers with other arguments, by the number of its call."""
-    real, calls = kds.steer, iter(range(steps))
-
-    def steer(x0: Tensor, bandwidth: float) -> Tensor:
-        return real(x0, bandwidth, **arguments(next(calls), steps))  # type: ignore[arg-type]
-
-    kds.steer = steer  # type: ignore[assignment]
+def _steering(variant: Callable[[int, int], Steer], steps: int) -> Iterator[None]:
+    """Within the block the pipeline steers as `variant` says, by the number of its call."""
+    calls = iter(range(steps))
+    kds.steer = lambda x0, bandwidth: variant(next(calls), steps)(x0, bandwidth)  # type: ignore[assignment]
     try:
         yield
     finally:
-        kds.steer = real
+        kds.steer = as_it_is
 
 
 def known_modes(seesr: SeeSR, seed: int, count: int = 8, patch: int = 4) -> Trials:

@@ -313,14 +313,48 @@ def means(rows: list[Row]) -> list[Mean]:
 
 def table(rows: list[Row], columns: tuple[str, ...] = tuple(COLUMNS)) -> str:
     """Rows of one scale -> Markdown: the means per method, without the columns that nothing is known of."""
-    found = [asdict(entry) for entry in means(rows)]
-    shown = {field: COLUMNS[field] for field in columns if any(method[field] is not None for method in found)}
-    lines = [["method", *(title for title, _ in shown.values())]]
-    for method in found:
-        numbers = [(method[field], form) for field, (_, form) in shown.items()]
-        lines.append([method["method"], *("-" if number is None else format(number, form) for number, form in numbers)])
+    return markdown(["method"], [asdict(entry) for entry in means(rows)], columns)
+
+
+def table_of_each(rows: list[Row], columns: tuple[str, ...] = tuple(COLUMNS)) -> str:
+    """Rows of one scale -> Markdown: every method on every photograph."""
+    own = tuple(field for field in columns if field in Row.__dataclass_fields__)
+    return markdown(["photograph", "method"], [asdict(row) for row in rows], own)
+
+
+def markdown(names: list[str], entries: list[dict[str, Any]], columns: tuple[str, ...]) -> str:
+    """A line per entry: what `names` calls it, then the numbers of `columns`, those left out that no entry knows."""
+    shown = {field: COLUMNS[field] for field in columns if any(entry[field] is not None for entry in entries)}
+    lines = [[*names, *(title for title, _ in shown.values())]]
+    for entry in entries:
+        numbers = [(entry[field], form) for field, (_, form) in shown.items()]
+        told = ("-" if number is None else format(number, form) for number, form in numbers)
+        lines.append([*(entry[name] for name in names), *told])
     head, *body = (f"| {' | '.join(line)} |" for line in lines)
     return "\n".join([head, "|---" * len(lines[0]) + "|", *body])
+
+
+def paired(rows: list[Row]) -> str:
+    """Rows of --kds -> Markdown: how far steering is above the nearest of the same runs, photograph by photograph.
+
+    With the standard error of that mean; "better" counts photographs. Distances and BRISQUE are better where lower.
+    """
+    by = {(row.photograph, row.method): row for row in rows}
+    lines = ["| steering less nearest | PSNR, dB | better | SSIM | deep distance | BRISQUE |", "|---" * 6 + "|"]
+    for name in dict.fromkeys(row.method for row in rows if ": kds " in row.method):
+        steps, _, rest = name.partition(": kds ")
+        other = f"{steps}: nearest of {rest.partition(',')[0]}"
+        pairs = [(row, by[row.photograph, other]) for row in rows if row.method == name]
+        cells = [name]
+        for field, form in (("psnr", "+.4f"), ("ssim", "+.5f"), ("distance", "+.5f"), ("brisque", "+.2f")):
+            values = [(getattr(a, field), getattr(b, field)) for a, b in pairs]
+            apart = np.array([a - b for a, b in values if a is not None and b is not None])
+            error = apart.std(ddof=1) / math.sqrt(len(apart)) if len(apart) > 1 else math.nan
+            cells.append(f"{apart.mean():{form}} ± {error:{form[1:]}}" if len(apart) else "-")
+            if field == "psnr":
+                cells.append(f"{(apart > 0).sum()} of {len(apart)}")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def write_json(rows: list[Row], path: Path, seed: int, clean: bool) -> None:
@@ -522,7 +556,11 @@ def main() -> None:
         trials, shown_columns = choose(seesr, scale, arguments)
         found, shown = evaluate(trials, folder, arguments.seed, scale, arguments.clean, arguments.limit, arguments.crop)
         kind = "clean" if arguments.clean else "damaged"
-        print(f"Enlarged {scale} times, small pictures {kind}:\n{table(found, shown_columns)}")
+        print(f"Each photograph, enlarged {scale} times, small pictures {kind}:")
+        print(table_of_each(found, shown_columns))
+        print(f"In the mean:\n{table(found, shown_columns)}", flush=True)
+        if arguments.kds:
+            print(f"Photograph by photograph:\n{paired(found)}", flush=True)
         rows, pictures = rows + found, pictures + shown
     if arguments.plot:
         draw_dial([row for row in rows if row.scale == arguments.scales[0]], arguments.steps, arguments.plot)

@@ -64,7 +64,7 @@ SCHEDULER = {
 }
 STAGES = ("vae", "tagger", "joint", "features", "refine")
 FEATURE_WEIGHT = 0.03
-CONTRAST_WEIGHT, HARM_WEIGHT = 0.3, 2.0
+CONTRAST_WEIGHT, HARM_WEIGHT, GRAIN_WEIGHT = 0.3, 2.0, 0.03
 """Of the refine stage."""
 KINDS = ((4, False, 0.78), (8, False, 0.09), (4, True, 0.1), (8, True, 0.03))
 """What the refine stage enlarges: scale, whether the small picture is clean, share of the batches."""
@@ -342,6 +342,38 @@ def contrast_l1(a: Tensor, b: Tensor) -> Tensor:
     return l1(first, second)
 
 
+def normalised_luma(picture: Tensor, side: int = 7) -> Tensor:
+    """(B, 3, H, W) in [-1, 1] -> (B, 1, H - side + 1, W - side + 1): luma less its local mean, by its deviation"""
+    luma = (picture * picture.new_tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1, keepdim=True)
+    mean, variance = local_moments(luma, side)
+    inner = luma[..., side // 2 : -(side // 2), side // 2 : -(side // 2)]
+    return (inner - mean) / (variance + 1e-6).sqrt().add(1 / 127.5)
+
+
+def grain_l1(result: Tensor, truth: Tensor, region: int = 24) -> Tensor:
+    """How far apart the statistics of the grain are, region by region, at full and half size.
+
+    Of the normalised luma: how much of it there is, and how alike neighbours are in four directions (what natural-scene
+    statistics look at; Mittal et al. 2012). Right are statistics, not pixels: texture that cannot be guessed can still
+    be as rough as the real one, and sky stays as smooth.
+    """
+
+    def statistics(picture: Tensor) -> Tensor:
+        grain = normalised_luma(picture)
+        here, below = grain[..., :-1, :], grain[..., 1:, :]
+        pairs = (
+            here[..., :-1] * here[..., 1:],
+            here[..., :-1] * below[..., :-1],
+            here[..., :-1] * below[..., 1:],
+            here[..., 1:] * below[..., :-1],
+        )
+        kinds = torch.cat([here[..., :-1].abs(), here[..., :-1].square(), *pairs, *(pair.abs() for pair in pairs)], 1)
+        return F.avg_pool2d(kinds, min(region, *kinds.shape[2:]), stride=region // 2)
+
+    loss = l1(statistics(result), statistics(truth))
+    return loss + l1(statistics(F.avg_pool2d(result, 2)), statistics(F.avg_pool2d(truth, 2)))
+
+
 def harm(result: Tensor, batch: Batch) -> Tensor:
     """How far each picture's squared error is above 96 % of the enlarged input's, as a share of it, in the mean.
 
@@ -482,6 +514,7 @@ def joint_loss(
         loss = loss + distance_weight * distance(result, truth)
     if adversary is not None and truth is batch.truth:
         loss = loss + CONTRAST_WEIGHT * contrast_l1(result, truth) + HARM_WEIGHT * harm(result, batch)
+        loss = loss + GRAIN_WEIGHT * grain_l1(result, truth)
         loss = loss + adversary(result, batch)
     if random.random() < 0.25:
         part = batch.truth[:1]

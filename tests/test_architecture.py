@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 LEVELS = {
     "seesr.settings": 0,
-    "seesr.images": 0,
+    "seesr.png": 0,
     "seesr.tiling": 0,
     "seesr.color_fix": 0,
     "seesr.hardware": 0,
@@ -17,6 +17,7 @@ LEVELS = {
     "seesr.upsampling": 0,
     "ram.model": 0,
     "ram.keys": 0,
+    "seesr.images": 1,
     "seesr.image_attention": 1,
     "seesr.vae_tiling": 1,
     "seesr.kds": 1,

@@ -10,8 +10,9 @@ import dials
 import evaluate
 import numpy as np
 import pytest
+import torch
 from degradation import degrade
-from evaluate import Row, damage, enlarge_tiled, luma, psnr, shrink, ssim, table, write_json
+from evaluate import Row, damage, enlarge_tiled, luma, paired, psnr, shrink, ssim, table, table_of_each, write_json
 from niqe import niqe
 
 from seesr.pipeline import SeeSR
@@ -97,6 +98,23 @@ def test_the_table_leaves_out_what_was_not_measured() -> None:
     assert lines[2] == "| bicubic | 25.00 | +0.00 | +0.00 | 0.6000 | 0.00 |"
 
 
+def test_each_photograph_has_its_own_line() -> None:
+    lines = table_of_each(ROWS, evaluate.PLAIN).splitlines()
+    assert lines[0] == "| photograph | method | PSNR | SSIM | deep distance | BRISQUE | seconds |"
+    assert "| b | ours | 29.50 | 0.8000 | 0.6000 | 30.00 | 3.00 |" in lines
+    assert len(lines) == 2 + len(ROWS)
+
+
+def test_steering_is_compared_photograph_by_photograph() -> None:
+    rows = [
+        Row(photograph, 4, f"1 step: {name}", psnr=base + more, ssim=0.5)
+        for photograph, base, gain in (("a", 20.0, 0.3), ("b", 30.0, -0.1))
+        for name, more in (("nearest of 2", 0.0), ("kds 2, 0.3", gain))
+    ]
+    line = paired(rows).splitlines()[-1]
+    assert line == "| 1 step: kds 2, 0.3 | +0.1000 ± 0.2000 | 1 of 2 | +0.00000 ± 0.00000 | - | - |"
+
+
 def test_the_json_has_a_table_per_scale_and_no_infinity(tmp_path: Path) -> None:
     path = tmp_path / "new/table.json"
     write_json([*ROWS, Row("a", 8, "bicubic", float("inf"), 1, None, None, 0)], path, 3, True)
@@ -166,6 +184,17 @@ def test_runs_and_steered_particles_have_the_same_noise(tiny_bundle: Path) -> No
     assert np.array_equal(trial.picture, runs.pictures[0])
     assert trial.spread == pytest.approx(dials.rms(runs.pictures[0], runs.pictures[1]))
     assert runs.trial("two", runs.mean, 2).spread is None
+
+
+def test_another_rule_for_the_bandwidth_is_steering_too() -> None:
+    """With the product's own rule it is the product's steering."""
+    runs = torch.randn(5, 4, 9, 7, generator=torch.Generator().manual_seed(3))
+    own = dials.other_scale(lambda distances: 2 * distances.median())
+    assert torch.allclose(own(runs, 0.3), dials.as_it_is(runs, 0.3), atol=1e-6)
+    for name, variant in dials.VARIANTS.items():
+        moved = variant(1, 2)(runs, 0.3)
+        assert moved.isfinite().all(), name
+        assert ("never" in name or "first" in name) == torch.equal(moved, runs), name
 
 
 def test_the_middle_of_a_photograph() -> None:
