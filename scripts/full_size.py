@@ -1,6 +1,11 @@
-"""The real model's networks without its weights: their sizes, to count work and memory, or random values to time."""
+"""The real model's networks without its weights: their sizes, to count work and memory, or random values to time.
 
+scripts/full_size.py FOLDER     a bundle of the real size (4.2 GB) with random weights, to time how it loads
+"""
+
+import argparse
 import math
+import sys
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -8,6 +13,8 @@ import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import nn
 from transformers import CLIPTokenizer
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from ram.model import Ram, RamConfig
 from ram.tagger import Tagger
@@ -87,3 +94,16 @@ def _randomize(model: Model) -> Model:
         else:
             tensor.data.fill_(1.0 if "norm" in name and name.endswith("weight") else 0.0)
     return model
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="the bundle to write; it must not be there")
+    folder: Path = parser.parse_args().folder
+    torch.manual_seed(0)
+    weights.save(build("cpu"), folder, {"kind": "random"})
+    print(f"{folder}: {sum(path.stat().st_size for path in folder.rglob('*') if path.is_file()) / 1e9:.2f} GB")
+
+
+if __name__ == "__main__":
+    main()

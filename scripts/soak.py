@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Show that the worker lasts: many predictions in a row, or one picture of 8192 x 8192 within a memory limit.
 
-Prints resident memory and open files of the server's processes as they go; exits with 1 where they grow.
+Prints resident memory and open files of the server's processes as they go; exits with 1 where they grow. `--cold`
+tells instead how long a worker takes to be ready; for the real size, `scripts/full_size.py FOLDER` makes a bundle.
 """
 
 import argparse
@@ -95,12 +96,34 @@ def large(bundle: Path, limit: float) -> bool:
     return peak <= limit
 
 
+def cold(bundle: Path) -> None:
+    """Print the seconds from the start of the process to READY, twice (the second finds its files cached)."""
+    held = sum(path.stat().st_size for path in bundle.rglob("*") if path.is_file())
+    print(f"{bundle}: {held / 1e6:.0f} MB on disk")
+    for _ in range(2):
+        start = time.perf_counter()
+        with CogServer(env={"SEESR_WEIGHTS": str(bundle.resolve())}, timeout=1200) as server:
+            ready = time.perf_counter() - start
+            family = psutil.Process(server._process.pid).children(recursive=True)
+            read = sum(p.io_counters().read_chars for p in family) / 1e6
+            paged = sum(p.io_counters().read_bytes for p in family) / 1e6
+            resident = max(p.memory_info().rss for p in family) / 1e6
+            print(*(line.strip() for line in server.lines if "Setup:" in line), sep="\n")
+        print(
+            f"READY after {ready:.1f} s; {read:.0f} MB by read calls, {paged:.0f} MB from disk, {resident:.0f} MB held"
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=200, help="predictions in a row")
     parser.add_argument("--large", type=float, metavar="GB", help="instead: 2048 -> 8192 within so many GB")
-    parser.add_argument("--bundle", type=Path, default=ROOT / "weights/tiny", help="for --large")
+    parser.add_argument("--cold", action="store_true", help="instead: seconds until the server is ready")
+    parser.add_argument("--bundle", type=Path, default=ROOT / "weights/tiny", help="for --large and --cold")
     arguments = parser.parse_args()
+    if arguments.cold:
+        cold(arguments.bundle)
+        return
     passed = large(arguments.bundle, arguments.large) if arguments.large else soak(arguments.count)
     print("within bounds" if passed else "out of bounds")
     sys.exit(0 if passed else 1)

@@ -64,8 +64,10 @@ SCHEDULER = {
 }
 STAGES = ("vae", "tagger", "joint", "features", "refine")
 FEATURE_WEIGHT = 0.03
-CONTRAST_WEIGHT, HARM_WEIGHT, GRAIN_WEIGHT = 0.3, 2.0, 0.03
+CONTRAST_WEIGHT, HARM_WEIGHT, GRAIN_WEIGHT = 0.3, 2.0, 0.1
 """Of the refine stage."""
+FLOOR = 0.05
+"""How many dB of the start's lowest gain the refine stage may give for grain."""
 KINDS = ((4, False, 0.78), (8, False, 0.09), (4, True, 0.1), (8, True, 0.03))
 """What the refine stage enlarges: scale, whether the small picture is clean, share of the batches."""
 TAGGED = 4
@@ -620,7 +622,7 @@ class Training:
             if not self.done["refine"]:
                 gains, fall = self._refined()
                 print(f"Start: {gains} dB, BRISQUE {-fall:+.2f}", flush=True)
-                self.best, self.floor = -math.inf, min(gains) - 0.01
+                self.best, self.floor = -math.inf, min(gains) - FLOOR
             loss = functools.partial(joint_loss, distance=distance, distance_weight=0.05, adversary=self.adversary)
             self._stage("refine", plan.refine, iter(joint), loss, plan.refine_crop, 4e-4, self._report_refine)
 
@@ -750,7 +752,7 @@ class Training:
         return np.mean(gains, axis=0).tolist(), float(np.mean(falls))
 
     def _report_refine(self) -> None:
-        """Kept is the lowest BRISQUE of the checkpoints whose gains are at most 0.01 dB below the start's lowest."""
+        """Kept is the lowest BRISQUE of the checkpoints whose gains are at most FLOOR below the start's lowest."""
         gains, fall = self._refined()
         print(f"  1, 2, 4 steps against bicubic: {', '.join(f'{gain:+.3f}' for gain in gains)} dB,", end=" ")
         print(f"BRISQUE {-fall:+.2f} at 4 steps, floor {self.floor:+.3f} dB; at 1 step", end=" ")
@@ -812,7 +814,7 @@ def export(training: Training, listing: Path, out: Path, before: dict[str, Any] 
     if before:
         plan = vars(training.plan)
         asked = " ".join(f"--{stage} {plan[stage]}" for stage in STAGES if plan[stage])
-        command = f"{before['trained_by']}; then scripts/train_tiny.py --start it {asked}"
+        command = f"{before['trained_by']}; then scripts/train_tiny.py --start it {asked} --seed {plan['seed']}"
     weights.save(
         weights.Parts(
             unet=bundle.unet,
@@ -871,6 +873,7 @@ def main() -> None:
         "--start", type=Path, help="a bundle to go on from: of the stages only those run whose iterations are given"
     )
     parser.add_argument("--export-only", action="store_true", help="write the best checkpoint so far, train nothing")
+    parser.add_argument("--seed", type=int, default=Plan.seed, help="of crops, damage and noise")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     for stage in STAGES:
         parser.add_argument(f"--{stage}", type=int, help=f"iterations of the {stage} stage ({getattr(Plan, stage)})")
@@ -881,7 +884,8 @@ def main() -> None:
     train, validate = (Photographs(arguments.photographs, listing, use) for use in ("train", "validate"))
     asked = {stage: getattr(arguments, stage) for stage in STAGES}
     usual = {stage: 0 if arguments.start else getattr(Plan, stage) for stage in STAGES}
-    plan = Plan(**{stage: usual[stage] if number is None else number for stage, number in asked.items()})
+    numbers = {stage: usual[stage] if number is None else number for stage, number in asked.items()}
+    plan = Plan(**numbers, seed=arguments.seed)
     start = weights.load(arguments.start) if arguments.start else None
     training = Training(plan, train, validate, tokenizer, arguments.work, start)
     if not arguments.export_only:

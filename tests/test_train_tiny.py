@@ -10,7 +10,7 @@ import torch
 from average_bundles import average
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from train_tiny import Adversary, Batch, Photographs, Plan, Training, contrast_l1, export, flatten, harm
+from train_tiny import Adversary, Batch, Photographs, Plan, Training, contrast_l1, export, flatten, grain_l1, harm
 from transformers import CLIPTokenizer
 
 from seesr import weights
@@ -222,3 +222,25 @@ def test_contrast_misses_texture_that_was_smoothed_and_harm_is_what_is_worse_tha
     assert harm(truth, batch) == harm((soft + truth) / 2, batch) == 0
     assert harm(soft, batch) == pytest.approx(0.04, abs=1e-3)  # no better is as good as a little worse
     assert harm(torch.stack([-soft[0], truth[1]]), batch) > 0.04
+
+
+def test_grain_asks_for_the_same_roughness_and_not_for_the_same_pixels() -> None:
+    def noise(seed: int, size: float = 0.1) -> torch.Tensor:
+        return size * torch.randn(1, 3, 96, 96, generator=torch.Generator().manual_seed(seed))
+
+    grass, other = noise(0), noise(1)
+    smooth = torch.nn.functional.avg_pool2d(grass, 3, stride=1, padding=1)
+    assert grain_l1(grass, grass) == 0
+    assert grain_l1(other, grass) < 0.3 * grain_l1(smooth, grass)
+    # Region by region: grain on the left is no excuse for none on the right.
+    left, right = grass.clone(), grass.clone()
+    left[..., 48:] = right[..., :48] = 0
+    assert grain_l1(left, right) > 3 * grain_l1(other, grass)
+    result = smooth.clone().requires_grad_()
+    grain_l1(result, grass).backward()
+    assert result.grad is not None
+    assert result.grad.isfinite().all()
+    flat = torch.zeros(1, 3, 96, 96, requires_grad=True)
+    grain_l1(flat, flat.detach()).backward()
+    assert flat.grad is not None
+    assert flat.grad.isfinite().all()
