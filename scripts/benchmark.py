@@ -19,7 +19,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -148,15 +148,16 @@ def case(
     return row
 
 
-def plan_of(seesr: SeeSR, padded: tuple[int, int], settings: Settings) -> Plan:
-    """What the profile's card would run with; on the device itself, what is free decides."""
+def plan_of(seesr: SeeSR, padded: tuple[int, int], settings: Settings, gone: Sequence[torch.nn.Module] = ()) -> Plan:
+    """What the profile's card would run with, `gone` not being on it; on the device itself, what is free decides."""
     if isinstance(seesr, ReferenceWay) or seesr.device != "meta":
         return seesr.plan(padded, settings)
     profile = seesr.profile
     tile = settings.latent_tiled_size or profile.latent_tile
     overlap = settings.latent_tiled_overlap or (-(-tile // 8) if settings.latent_tiled_size else profile.overlap)
     wanted = Plan(tile, overlap, profile.tile_batch, VaeTiles(profile.vae_tile), VaeTiles(profile.vae_tile))
-    held = sum(p.numel() * p.itemsize for model in models(seesr.parts) for p in model.parameters())
+    there = [model for model in models(seesr.parts) if model not in gone]
+    held = sum(p.numel() * p.itemsize for model in there for p in model.parameters())
     free = int(0.9 * (profile.memory * 1e9 - held - OVERHEAD)) if profile.memory else 2**62
     return seesr.memory.fit(padded, settings, wanted, free)
 

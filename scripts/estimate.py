@@ -33,7 +33,7 @@ from seesr.settings import Settings
 EFFICIENCY = 0.45
 """Share of the roofline that eager PyTorch in fp16 is assumed to reach in these networks; not measured."""
 
-HOST_PIXELS = 25e6
+HOST_PIXELS = 36e6
 """Pixels per second that reading, resizing and writing a PNG take on the host: one core of the developers' machine."""
 
 LAUNCH = 6e-6

