@@ -52,7 +52,7 @@ class Settings:
     output_quality: int = 95
     use_kds: bool = False
     num_particles: int = 4
-    bandwidth: float = 0.3
+    bandwidth: float = 0.6
     fidelity: float = NEUTRAL
     start_point: StartPoint = "lr"
     conditioning_scale: float = 1.0
