@@ -463,8 +463,18 @@ class Adversary:
             conv = nn.Conv2d(inputs, outputs, kernel, stride, padding=1)
             layers += [nn.utils.parametrizations.spectral_norm(conv), nn.LeakyReLU(0.2)]
         self.critic = nn.Sequential(*layers[:-1])
-        self.optimizer = torch.optim.AdamW(self.critic.parameters(), lr=self.RATE, betas=(0.5, 0.99))
+        self.optimizer = self._optimizer()
         self.seen = 0
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(self.critic.parameters(), lr=self.RATE, betas=(0.5, 0.99))
+
+    def to(self, device: torch.device) -> None:
+        """The critic, and with it what its optimizer remembers."""
+        state = self.optimizer.state_dict()
+        self.critic.to(device)
+        self.optimizer = self._optimizer()
+        self.optimizer.load_state_dict(state)
 
     def __call__(self, result: Tensor, batch: Batch) -> Tensor:
         """(B, 3, H, W) in [-1, 1] -> a loss of value 0 whose gradient at `result` is the critic's; the critic learns"""
@@ -614,7 +624,7 @@ class Training:
 
     def _move(self, device: torch.device) -> None:
         self.bundle.to(device)
-        self.adversary.critic.to(device)
+        self.adversary.to(device)
         self.average = {name: value.to(device) for name, value in self.average.items()}
 
     def run(self) -> None:

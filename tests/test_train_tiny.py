@@ -268,7 +268,7 @@ def test_a_step_stays_on_its_device(tiny_bundle: Path) -> None:
         Adversary(),
     )
     bundle.to(meta)
-    adversary.critic.to(meta)
+    adversary.to(meta)
     pictures = torch.rand(2, 3, 96, 96)
     batch = Batch(pictures, pictures, torch.rand(2, 3, 24, 24), [(1,), ()]).to(meta)
     for seed in range(4):  # the first step and later ones, own and other prompts
@@ -276,3 +276,18 @@ def test_a_step_stays_on_its_device(tiny_bundle: Path) -> None:
         loss.backward()
         assert loss.device == meta
     assert vae_loss(bundle, batch, np.random.default_rng(1)).device == meta
+
+
+def test_a_restored_critic_s_optimizer_follows_it(listing: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    """AdamW on a GPU refuses a state that stayed on the CPU; the meta device does not, so the state is looked at."""
+    tokenizer = CLIPTokenizer.from_pretrained(tiny_bundle / "tokenizer", local_files_only=True)
+    run = training(listing, tmp_path / "run", tokenizer, tiny_bundle, vae=0, tagger=0, joint=0)
+    pictures = torch.rand(1, 3, 96, 96)
+    run.adversary(pictures, Batch(pictures, pictures, torch.rand(1, 3, 24, 24), [()]))
+    fresh = Adversary()
+    fresh.restore(run.adversary.state())
+    run.adversary = fresh
+    run._move(torch.device("meta"))
+    states = [value for state in fresh.optimizer.state.values() for name, value in state.items() if name != "step"]
+    assert states
+    assert {value.device.type for value in states} == {"meta"}
