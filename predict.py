@@ -1,4 +1,4 @@
-"""The Cog interface: inputs, which bundle, and where the result goes. What happens to a picture is in seesr/."""
+"""The Cog interface: inputs, which bundle to load, and where results go. seesr/ does the rest."""
 
 import gc
 import logging
@@ -13,8 +13,36 @@ from typing import Any, Optional
 
 from cog import BasePredictor, Input, Path
 
+from seesr import sizes
+from seesr.settings import Settings
+
 ROOT = FilePath(__file__).resolve().parent
 FULL, EMBEDDED = "weights/seesr-turbo", "weights/tiny"
+
+
+class Inputs:
+    """Every input once. Cog reads these lines as text: one literal per keyword, whatever its length."""
+
+    # fmt: off
+    image = Input(description="The photograph to enlarge.")
+    images = Input(description="The photographs to enlarge, in order. All of them succeed or the request fails.")
+    user_prompt = Input(default="", description="What the image shows, in your words. May be empty: the model tags the image by itself.")
+    positive_prompt = Input(default="clean, high-resolution, 8k", description="Qualities to aim for, added to the prompt.")
+    negative_prompt = Input(default="dotted, noise, blur, lowres, smooth", description="Qualities to avoid. Acts only when cfg_scale is above 1.")
+    num_inference_steps = Input(default=4, ge=1, le=4, description="Denoising steps. 1 is fastest. Time grows linearly with the number of steps.")
+    scale_factor = Input(default=4.0, ge=1, le=8, description="How many times larger each side gets.")
+    cfg_scale = Input(default=1.0, ge=1, le=10, description="Guidance: how strongly to follow the prompt and avoid the negative prompt. Above 1 each step costs twice as much.")
+    latent_tiled_size = Input(default=0, ge=0, le=480, description="Largest side of the denoised tiles in latent pixels (8 image pixels each with the full model, 4 with the embedded bundle). 0 lets the GPU decide, else 32 to 480. Smaller tiles need less memory.")
+    latent_tiled_overlap = Input(default=0, ge=0, le=240, description="Overlap of the tiles in latent pixels. 0 takes an eighth of the tile; at most half of the tile is used.")
+    color_fix = Input(default="wavelet", choices=["wavelet", "dwt", "adain", "none"], description="How the input's colours are restored: wavelet (as the reference does), dwt (the same by an orthogonal wavelet), adain (mean and contrast per channel), none.")
+    seed = Input(default=None, ge=0, description="The same seed gives the same image. Empty draws a seed and reports it.")
+    output_format = Input(default="png", choices=["png", "webp", "jpg"], description="File format of the result. jpg has no transparency.")
+    output_quality = Input(default=95, ge=1, le=100, description="Quality of webp and jpg; png is lossless.")
+    use_kds = Input(default=False, description="Kernel density steering: denoise num_particles times with different noise, steer the particles to where most agree, and keep the most central one. Steadier between seeds. Denoising takes num_particles times as long.")
+    num_particles = Input(default=4, ge=1, le=16, description="Number of particles of use_kds. Each costs one more denoising.")
+    bandwidth = Input(default=0.6, ge=0.1, le=0.8, description="How alike particles must be for use_kds to average them: 0.1 leaves each nearly unchanged, 0.8 nearly averages all.")
+    fidelity = Input(default=0.5, ge=0, le=1, description="0.5 is the model's own result. 1 is softer and nearer to your image; 0 is sharper and further from it. Costs next to nothing.")
+    sample_times = Input(default=1, ge=1, le=4, description="Variations of each image, with the seeds seed, seed + 1 and so on. Each takes as long as the first.")
 
 
 class Predictor(BasePredictor):
@@ -24,7 +52,7 @@ class Predictor(BasePredictor):
         mimetypes.add_type("image/webp", ".webp")
         self.output: Optional[FilePath] = None
         bundle, start = choose_bundle(), time.perf_counter()
-        gc.disable()  # it would take a quarter of the import's time to look at what stays
+        gc.disable()  # garbage collection would take a quarter of the import's time
         from seesr.pipeline import SeeSR  # imported here: reading the interface must not cost seconds
 
         gc.enable()
@@ -33,67 +61,51 @@ class Predictor(BasePredictor):
         self.seesr = SeeSR.load(bundle, gpu=os.environ.get("SEESR_GPU"))
         loaded = time.perf_counter()
         self.seesr.warm_up()
-        spent = (imported - start, loaded - imported, time.perf_counter() - loaded)
-        logging.info("Setup: %.1f s for imports, %.1f s for weights, %.1f s to warm up.", *spent)
+        seconds = (imported - start, loaded - imported, time.perf_counter() - loaded)
+        logging.info("Setup: %.1f s for imports, %.1f s for weights, %.1f s to warm up.", *seconds)
 
-    # Cog reads these lines as text: one literal per keyword, whatever its length.
     # fmt: off
     def predict(
         self,
-        image: Path = Input(description="The photograph to enlarge."),
-        user_prompt: str = Input(default="", description="What the picture shows, in your words. May be empty: the model tags the picture by itself."),
-        positive_prompt: str = Input(default="clean, high-resolution, 8k", description="Qualities to aim for, added to the prompt."),
-        negative_prompt: str = Input(default="dotted, noise, blur, lowres, smooth", description="Qualities to stay away from. Acts only when cfg_scale is above 1."),
-        num_inference_steps: int = Input(default=4, ge=1, le=4, description="Denoising steps. 1 is fastest; each further one costs one more denoising."),
-        scale_factor: float = Input(default=4.0, ge=1, le=8, description="How many times larger each side gets."),
-        cfg_scale: float = Input(default=1.0, ge=1, le=10, description="How strongly to follow the prompt and avoid the negative prompt. Above 1 each step costs twice as much."),
-        latent_tiled_size: int = Input(default=0, ge=0, le=480, description="Side of the tiles that are denoised, in latent pixels (8 picture pixels each with the real weights, 4 with the embedded ones): 0 lets the GPU decide, else 32 to 480. Smaller needs less memory."),
-        latent_tiled_overlap: int = Input(default=0, ge=0, le=240, description="Overlap of the tiles in latent pixels: 0 chooses an eighth of the tile; at most half of it."),
-        color_fix: str = Input(default="wavelet", choices=["wavelet", "dwt", "adain", "none"], description="How the input's colours are given back: wavelet (the reference), dwt (the same by an orthogonal wavelet), adain (overall tone only), none."),
-        seed: Optional[int] = Input(default=None, ge=0, description="The same seed gives the same picture. Empty draws one and reports it."),
-        output_format: str = Input(default="png", choices=["png", "webp", "jpg"], description="File format of the result. jpg has no transparency."),
-        output_quality: int = Input(default=95, ge=1, le=100, description="Quality of webp and jpg; png has no loss."),
-        use_kds: bool = Input(default=False, description="Kernel density steering: make the picture num_particles times with different noise, draw the runs to what most agree on, and keep the one in the middle. Steadier between seeds and a little truer, most at 4 steps; denoising takes num_particles times as long."),
-        num_particles: int = Input(default=4, ge=1, le=16, description="How many runs use_kds makes. Each costs one more denoising; acts only with use_kds."),
-        bandwidth: float = Input(default=0.6, ge=0.1, le=0.8, description="How alike runs must be for use_kds to draw them together: 0.1 leaves each nearly as it is, 0.8 averages all. Costs nothing; acts only with use_kds."),
-        fidelity: float = Input(default=0.5, ge=0, le=1, description="How true to your picture: 0.5 is the model's own result, 1 holds back what it adds (softer, nearer to your picture), 0 brings it out (sharper, further away). Costs next to nothing."),
+        image: Path = Inputs.image,
+        user_prompt: str = Inputs.user_prompt, positive_prompt: str = Inputs.positive_prompt,
+        negative_prompt: str = Inputs.negative_prompt, num_inference_steps: int = Inputs.num_inference_steps,
+        scale_factor: float = Inputs.scale_factor, cfg_scale: float = Inputs.cfg_scale,
+        latent_tiled_size: int = Inputs.latent_tiled_size, latent_tiled_overlap: int = Inputs.latent_tiled_overlap,
+        color_fix: str = Inputs.color_fix, seed: Optional[int] = Inputs.seed,
+        output_format: str = Inputs.output_format, output_quality: int = Inputs.output_quality,
+        use_kds: bool = Inputs.use_kds, num_particles: int = Inputs.num_particles,
+        bandwidth: float = Inputs.bandwidth, fidelity: float = Inputs.fidelity,
     ) -> Path:
         """Enlarge a photograph and restore it."""
-        # fmt: on
         inputs = {name: value for name, value in locals().items() if name not in ("self", "image")}
         return self.upscale([(image, inputs)])[0]
+    # fmt: on
 
-    def upscale(self, works: list[tuple[Path, dict[str, Any]]]) -> list[Path]:
+    def upscale(self, jobs: list[tuple[Path, dict[str, Any]]]) -> list[Path]:
         """Every file in turn, all or none, each with the other inputs of predict() by name."""
-        from seesr.settings import Settings
-
-        for _, inputs in works:
-            if 0 < (tile := inputs["latent_tiled_size"]) < 32:
-                raise ValueError(f"latent_tiled_size must be 0 or between 32 and 480, got {tile}")
-        checked = [(file, Settings(**inputs)) for file, inputs in works]
+        checked = [(file, Settings(**inputs)) for file, inputs in jobs]
         self._remove_output()
         folder = self.output = FilePath(tempfile.mkdtemp(prefix="seesr-"))
         try:
-            return [self._upscale_one(*work, folder, number) for number, work in enumerate(checked)]
-        except BaseException:  # cancelled or failed: nothing half-written stays
+            return [self._upscale_one(*job, folder, number) for number, job in enumerate(checked)]
+        except BaseException:  # cancelled or failed: no partial output stays
             self._remove_output()
             raise
 
-    def _upscale_one(self, file: Path, settings: Any, folder: FilePath, number: int) -> Path:
+    def _upscale_one(self, file: Path, settings: Settings, folder: FilePath, number: int) -> Path:
         from seesr import images
-        from seesr.memory import attempt
+        from seesr.memory import retry_on_oom
 
-        picture = images.open_image(file)
-        width, height = (round(settings.scale_factor * side) for side in picture.rgb.size)
-        images.check_output((width, height), settings)  # before the work, not after it
-        result = self.seesr.upscale(picture.rgb, settings)
+        opened = open_checked(file, settings)
+        result = self.seesr.upscale(opened.rgb, settings)
         name = f"output-{number + 1}" if number else "output"
         path, start = folder / f"{name}.{settings.output_format}", time.perf_counter()
-        attempt("file", lambda: images.save_image(picture, result.image, path, settings))
+        retry_on_oom("file", lambda: images.save_image(opened, result.image, path, settings))
         result.timings["file"] = time.perf_counter() - start
         logging.info("Seed %d, %d tiles, %.2f s in all.", result.seed, result.tiles, sum(result.timings.values()))
-        about = {"steps": settings.num_inference_steps, "model": self.seesr.parts.name, "device": self.seesr.device}
-        for name, value in (result.metrics() | about).items():
+        metrics = result.metrics() | {"model": self.seesr.components.name, "device": self.seesr.device}
+        for name, value in (metrics | {"steps": settings.num_inference_steps}).items():
             self.record_metric(f"{name}_{number + 1}" if number else name, value)
         return Path(path)
 
@@ -104,16 +116,56 @@ class Predictor(BasePredictor):
             self.output = None
 
 
+class BatchPredictor(Predictor):
+    """Several images per request. Put `predict: "predict.py:BatchPredictor"` into cog.yaml."""
+
+    # fmt: off
+    def predict(  # type: ignore[override]
+        self,
+        images: list[Path] = Inputs.images,
+        user_prompt: str = Inputs.user_prompt, positive_prompt: str = Inputs.positive_prompt,
+        negative_prompt: str = Inputs.negative_prompt, num_inference_steps: int = Inputs.num_inference_steps,
+        scale_factor: float = Inputs.scale_factor, cfg_scale: float = Inputs.cfg_scale,
+        latent_tiled_size: int = Inputs.latent_tiled_size, latent_tiled_overlap: int = Inputs.latent_tiled_overlap,
+        color_fix: str = Inputs.color_fix, seed: Optional[int] = Inputs.seed,
+        output_format: str = Inputs.output_format, output_quality: int = Inputs.output_quality,
+        use_kds: bool = Inputs.use_kds, num_particles: int = Inputs.num_particles,
+        bandwidth: float = Inputs.bandwidth, fidelity: float = Inputs.fidelity,
+        sample_times: int = Inputs.sample_times,
+    ) -> list[Path]:
+        """Enlarge photographs and restore them."""
+        # fmt: on
+        inputs = {name: value for name, value in locals().items() if name not in ("self", "images", "sample_times")}
+        settings = Settings(**inputs)
+        if not images:
+            raise ValueError("images must hold at least one image, got none")
+        for number, image in enumerate(images):  # a bad image is named before the work on the others
+            try:
+                open_checked(image, settings)
+            except ValueError as error:
+                raise ValueError(f"images, number {number + 1}: {error}") from error
+        seeds = [None if seed is None else seed + number for number in range(sample_times)]
+        return self.upscale([(image, inputs | {"seed": seed}) for image in images for seed in seeds])
+
+
+def open_checked(file: Path, settings: Settings) -> Any:
+    """Open an image. Raises ValueError if the result would be too large for the model or for its format."""
+    from seesr import images
+
+    opened = images.open_image(file)
+    size = (opened.rgb.height, opened.rgb.width)
+    images.check_output(sizes.working_size(size, settings.scale_factor, process_size=1)[0], settings)
+    return opened
+
+
 def choose_bundle() -> FilePath:
-    """SEESR_WEIGHTS if it is set; else the real bundle where it is, else the embedded one, which is said."""
+    """SEESR_WEIGHTS if set; else the full bundle where it exists; else the embedded one, with a warning."""
     asked = os.environ.get("SEESR_WEIGHTS")
     bundle = ROOT / (asked or FULL)
     if (bundle / "bundle.json").is_file():
         return bundle
     if asked:
-        raise RuntimeError(
-            f"SEESR_WEIGHTS names {asked}, where no bundle is: make it with scripts/download.py and scripts/convert.py "
-            "(see README.md), or unset SEESR_WEIGHTS for the small embedded one"
-        )
-    logging.warning("Using the small embedded bundle: %s is not here. README.md says how to get the full model.", FULL)
+        advice = "make it with scripts/download.py and scripts/convert.py (README.md), or unset it for the embedded one"
+        raise RuntimeError(f"SEESR_WEIGHTS names {asked}, where no bundle is: {advice}")
+    logging.warning("Using the small embedded bundle: %s is missing. README.md says how to get the full model.", FULL)
     return ROOT / EMBEDDED

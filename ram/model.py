@@ -1,6 +1,6 @@
-"""The Recognize Anything tagger's network: Swin image tokens, read by one query per tag."""
+"""The Recognize Anything tagger's network: a Swin gives image tokens, and one query per tag reads them."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,23 +28,9 @@ class RamConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "RamConfig":
-        """The inverse of `to_dict`; JSON's lists become tuples."""
+        """A config.json's content -> the config; JSON's lists become tuples."""
         lists: dict[str, Any] = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
         return cls(**values | lists)
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    def swin(self) -> SwinConfig:
-        return SwinConfig(
-            image_size=self.image_size,
-            patch_size=self.patch_size,
-            embed_dim=self.embed_dim,
-            depths=list(self.depths),
-            num_heads=list(self.num_heads),
-            window_size=self.window_size,
-            drop_path_rate=0.0,
-        )
 
 
 class TagLayer(nn.Module):
@@ -77,7 +63,16 @@ class Ram(nn.Module):
     def __init__(self, config: RamConfig) -> None:
         super().__init__()
         self.config = config
-        self.swin = SwinModel(config.swin())
+        swin = SwinConfig(
+            image_size=config.image_size,
+            patch_size=config.patch_size,
+            embed_dim=config.embed_dim,
+            depths=list(config.depths),
+            num_heads=list(config.num_heads),
+            window_size=config.window_size,
+            drop_path_rate=0.0,
+        )
+        self.swin = SwinModel(swin)
         self.image_proj = nn.Linear(self.swin.num_features, config.token_dim)
         self.label_embed = nn.Parameter(torch.zeros(config.tags, config.token_dim))
         self.label_proj = nn.Linear(config.token_dim, config.tag_dim)
@@ -85,10 +80,7 @@ class Ram(nn.Module):
         self.score = nn.Linear(config.tag_dim, 1)
 
     def tokens(self, image: Tensor) -> Tensor:
-        """(B, 3, S, S), ImageNet-normalised -> (B, 1 + L, token_dim); the first token is the mean of the rest.
-
-        S is `config.image_size` (384), L the number of last-stage tokens (144).
-        """
+        """(B, 3, S, S), ImageNet-normalised -> (B, 1 + L, token_dim): their mean, then L tokens (S = 384: L = 144)"""
         swin = self.swin(image)
         return self.image_proj(torch.cat([swin.pooler_output[:, None], swin.last_hidden_state], dim=1))
 

@@ -1,11 +1,12 @@
-"""The real Cog server without Docker, and a `cog predict` on top of it.
+"""Run the Cog server without Docker, and `cog predict` with it.
 
-`cog build` writes the schema that the server validates inputs by; here it is made from Cog's own reading of the
-predictor, in a temporary working directory that goes away with the server.
+The server validates inputs by the schema that `cog build` writes. Here the schema is made from Cog's own inspection
+of the predictor. It lies in a temporary working directory that is deleted with the server.
 """
 
 import argparse
 import base64
+import contextlib
 import json
 import mimetypes
 import os
@@ -19,19 +20,22 @@ import threading
 import time
 import urllib.error
 import urllib.request
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any, TextIO
 
 ROOT = Path(__file__).resolve().parent.parent
 PREDICTOR = "predict.py:Predictor"
 
 
 class CogServer:
-    """A server process on a free loopback port, inside a `with` block. `health` is its state once it has set up.
+    """A server process on a free loopback port, for a `with` block.
 
-    `env` joins the process's environment; `log` receives the server's output line by line as it comes.
+    `predictor` is "file.py:Class" below `root`. `env` is added to the environment of the process. `log` receives each
+    line of the server's output at once. RuntimeError if the server stops or is not ready within `timeout` seconds.
+
+    Attributes inside the block: `url`; `health`, the answer of /health-check after setup, which may be a failed one;
+    `lines`, the output so far; `pid`; `folder`, the working directory, with the server's temporary files in tmp/.
     """
 
     def __init__(
@@ -44,76 +48,69 @@ class CogServer:
     ) -> None:
         self.root, self.predictor, self.env, self.log, self.timeout = root, predictor, dict(env or {}), log, timeout
         self.lines: list[str] = []
+        self.health: dict[str, Any] = {}
         self._listening = threading.Event()
 
     def __enter__(self) -> "CogServer":
-        self._folder = tempfile.TemporaryDirectory(prefix="seesr-cog-")
-        work = Path(self._folder.name)
-        (work / ".cog").mkdir()
-        (work / "tmp").mkdir()
-        try:
-            (work / ".cog/openapi_schema.json").write_text(json.dumps(schema(self.root, self.predictor)))
-            self._start(work)
-            self._wait()
-        except BaseException:  # whatever went wrong, Ctrl-C too: no process and no folder stays behind
-            self.__exit__()
-            raise
+        with contextlib.ExitStack() as stack:
+            self.folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="seesr-cog-")))
+            (self.folder / "tmp").mkdir()
+            (self.folder / ".cog").mkdir()
+            (self.folder / ".cog/openapi_schema.json").write_text(json.dumps(schema(self.root, self.predictor)))
+            process = self._start()
+            stack.callback(_stop, process)
+            self.pid = process.pid
+            self._wait(process)
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        process = getattr(self, "_process", None)
-        if process is not None and process.poll() is None:
-            process.terminate()
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-        self._folder.cleanup()
+        self._stack.close()
 
-    def _start(self, work: Path) -> None:
+    def _start(self) -> subprocess.Popen[str]:
         path, name = self.predictor.split(":")
-        search = [str(self.root), *filter(None, [os.environ.get("PYTHONPATH")])]
         env = os.environ | {
-            "PYTHONPATH": os.pathsep.join(search),
-            # The server starts its worker as plain `python`: it must be this one.
+            "PYTHONPATH": _python_path(self.root),
+            # The server starts its worker as plain `python`, which must be this one.
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
             "COG_PREDICT_TYPE_STUB": f"{self.root / path}:{name}",
             "PORT": "0",
             "LOG_FORMAT": "console",
             "NO_COLOR": "1",
-            "PYTHONWARNINGS": "ignore",  # what libraries say about each other on import
+            "PYTHONWARNINGS": "ignore::DeprecationWarning",  # Cog's own: it prefers the names of a later version
             "HF_HUB_OFFLINE": "1",
-            # Where others use the cores too, threads that spin cost ten times as long.
+            # Threads that spin while they wait slow down other processes on the same cores.
             "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
-            "TMPDIR": str(work / "tmp"),
+            "TMPDIR": str(self.folder / "tmp"),
         }
-        self._process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-m", "cog.server.http", "--host", "127.0.0.1"],
-            cwd=work,
+        process = subprocess.Popen(
+            [sys.executable, "-m", "cog.server.http", "--host", "127.0.0.1"],
+            cwd=self.folder,
             env=env | self.env,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
         )
-        threading.Thread(target=self._read, daemon=True).start()
+        assert process.stdout is not None
+        threading.Thread(target=self._read, args=(process.stdout,), daemon=True).start()
+        return process
 
-    def _read(self) -> None:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            self.lines.append(line)
-            if self.log is not None:
-                print(line, end="", file=self.log, flush=True)
-            if found := re.search(r"Starting coglet server on [\d.]+:(\d+)", line):
-                self.url = f"http://127.0.0.1:{found[1]}"
-                self._listening.set()
+    def _read(self, output: IO[str]) -> None:
+        with output:
+            for line in output:
+                self.lines.append(line)
+                if self.log is not None:
+                    print(line, end="", file=self.log, flush=True)
+                if found := re.search(r"Starting coglet server on [\d.]+:(\d+)", line):
+                    self.url = f"http://127.0.0.1:{found[1]}"
+                    self._listening.set()
 
-    def _wait(self) -> None:
+    def _wait(self, process: subprocess.Popen[str]) -> None:
         end = time.monotonic() + self.timeout
         while time.monotonic() < end:
-            if self._process.poll() is not None:
-                raise RuntimeError(f"the Cog server stopped by itself:\n{''.join(self.lines)}")
+            if process.poll() is not None:
+                raise RuntimeError(f"the Cog server stopped:\n{''.join(self.lines)}")
             if self._listening.wait(0.05):
                 self.health = self.get("/health-check")
                 if self.health.get("status") in ("READY", "SETUP_FAILED"):
@@ -122,6 +119,7 @@ class CogServer:
         raise RuntimeError(f"the Cog server was not ready after {self.timeout:.0f} s:\n{''.join(self.lines)}")
 
     def get(self, path: str) -> dict[str, Any]:
+        """The JSON answer to a GET, whatever its status."""
         try:
             with urllib.request.urlopen(self.url + path, timeout=30) as answer:
                 return json.load(answer)
@@ -131,7 +129,7 @@ class CogServer:
     def send(
         self, method: str, path: str, body: Mapping[str, Any] | None = None, headers: Mapping[str, str] | None = None
     ) -> tuple[int, dict[str, Any]]:
-        """One request as it is: HTTP status and answer."""
+        """One request with a JSON body: (HTTP status, answer)."""
         request = urllib.request.Request(
             self.url + path,
             data=None if body is None else json.dumps(body).encode(),
@@ -146,7 +144,10 @@ class CogServer:
             return error.code, json.loads(text) if text.startswith(b"{") else {"detail": text.decode(errors="replace")}
 
     def predict(self, **inputs: object) -> tuple[int, dict[str, Any]]:
-        """A prediction. The server frees its slot a moment after it answers, so 409 is tried again for a while."""
+        """One prediction: (HTTP status, answer). A failed prediction has status 200 and an `error`.
+
+        The server frees its slot shortly after it answers, so a 409 is retried for 5 s.
+        """
         end = time.monotonic() + 5
         while True:
             status, answer = self.send("POST", "/predictions", {"input": inputs})
@@ -155,28 +156,45 @@ class CogServer:
             time.sleep(0.05)
 
     def setup_error(self) -> str:
-        """Why setup failed, in one line."""
+        """The last line that setup logged: why it failed."""
         logs = str(self.health.get("setup", {}).get("logs", "")).strip().splitlines()
-        return logs[-1] if logs else "setup failed without a word"
+        return logs[-1] if logs else "setup failed and logged nothing"
+
+
+def _stop(process: subprocess.Popen[str]) -> None:
+    process.terminate()
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _python_path(*folders: Path) -> str:
+    return os.pathsep.join([*map(str, folders), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 def schema(root: Path = ROOT, predictor: str = PREDICTOR) -> dict[str, Any]:
-    """The OpenAPI document of a predictor, made in a process of its own because it imports the predictor."""
-    command = [sys.executable, __file__, "schema", str(root), predictor]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    """The OpenAPI document of a predictor. It is made in a subprocess, since Cog imports the predictor for it."""
+    code = "import sys; from scripts.cog_server import print_schema; print_schema(sys.argv[1])"
+    done = subprocess.run(
+        [sys.executable, "-P", "-W", "ignore::DeprecationWarning", "-c", code, predictor],
+        env=os.environ | {"PYTHONPATH": _python_path(root, ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if done.returncode:
-        raise RuntimeError(f"Cog can't read {predictor}: {done.stderr.strip()}")
+        raise RuntimeError(f"Cog cannot read {predictor}: {done.stderr.strip()}")
     return json.loads(done.stdout)
 
 
-def build_schema(root: Path, predictor: str) -> dict[str, Any]:
-    sys.path.insert(0, str(root))
+def print_schema(predictor: str) -> None:
+    """Print the OpenAPI document of "file.py:Class", whose module must be importable."""
     from cog._inspector import create_predictor  # type: ignore[import-not-found]
 
     path, name = predictor.split(":")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        info = create_predictor(Path(path).stem, name)
+    info = create_predictor(Path(path).stem, name)
     properties: dict[str, Any] = {}
     schemas: dict[str, Any] = {"Output": info.output.json_type()}
     required = []
@@ -185,16 +203,17 @@ def build_schema(root: Path, predictor: str) -> dict[str, Any]:
         if field.default is None and not properties[field.name].get("nullable"):
             required.append(field.name)
     schemas["Input"] = {"title": "Input", "type": "object", "properties": properties, "required": required}
-    return {
+    document = {
         "openapi": "3.0.2",
         "info": {"title": "Cog", "version": "0.1.0"},
         "paths": {"/predictions": {"post": {}}},
         "components": {"schemas": schemas},
     }
+    print(json.dumps(document))
 
 
 def _property(field: Any, schemas: dict[str, Any]) -> dict[str, Any]:
-    """One input as `cog build` writes it; an enumeration goes to `schemas` and is referred to."""
+    """One input as `cog build` writes it. An enumeration is added to `schemas` and referred to."""
     from cog._adt import Repetition  # type: ignore[import-not-found]
 
     found: dict[str, Any] = {"x-order": field.order}
@@ -218,7 +237,10 @@ def _property(field: Any, schemas: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_inputs(pairs: Sequence[str], document: Mapping[str, Any]) -> dict[str, Any]:
-    """`name=value` pairs as JSON inputs: @file becomes a data URI, a repeated name a list. ValueError names a fault."""
+    """`name=value` pairs -> JSON inputs. @file becomes a data URI; names of list inputs may repeat.
+
+    ValueError for an unknown name, a missing file or a value of the wrong type.
+    """
     known = document["components"]["schemas"]["Input"]["properties"]
     inputs: dict[str, Any] = {}
     for pair in pairs:
@@ -254,12 +276,9 @@ def _parse(name: str, value: str, declared: Mapping[str, Any]) -> Any:
 
 
 def main() -> None:
-    if sys.argv[1:2] == ["schema"]:
-        print(json.dumps(build_schema(Path(sys.argv[2]), sys.argv[3])))
-        return
     parser = argparse.ArgumentParser(prog="scripts/predict", description="What `cog predict` does, without Docker.")
-    parser.add_argument("-i", dest="inputs", action="append", default=[], metavar="NAME=VALUE", help="@file for files")
-    parser.add_argument("-o", dest="output", type=Path, help="where the result goes (default: output.<its format>)")
+    parser.add_argument("-i", dest="inputs", action="append", default=[], metavar="NAME=VALUE", help="@file for a file")
+    parser.add_argument("-o", dest="output", type=Path, help="file to write (default: output.<its format>)")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     start = time.perf_counter()
@@ -269,11 +288,14 @@ def main() -> None:
         sys.exit(f"predict: {error}")
     except KeyboardInterrupt:
         sys.exit("predict: interrupted")
-    print(f"{path}  {picture_size(path)}{path.stat().st_size / 1e3:.0f} kB  {time.perf_counter() - start:.1f} s")
+    print(f"{path}  {image_size(path)}{path.stat().st_size / 1e3:.0f} kB  {time.perf_counter() - start:.1f} s")
 
 
 def predict(pairs: Sequence[str], output: Path | None) -> Path:
-    """Start the server, send one request, write its file whole or not at all. RuntimeError has the server's words."""
+    """Start the server, send one request and write the file it returns, whole or not at all.
+
+    RuntimeError with the server's message if setup or the prediction fails.
+    """
     inputs = read_inputs(pairs, schema())
     with CogServer(log=sys.stderr) as server:
         if server.health["status"] != "READY":
@@ -283,7 +305,7 @@ def predict(pairs: Sequence[str], output: Path | None) -> Path:
             raise RuntimeError(reason(status, answer))
         head, _, body = str(answer.get("output")).partition(",")
         if not head.startswith("data:"):
-            raise RuntimeError(f"the server says it succeeded, but its output is {head[:80]!r} and no file")
+            raise RuntimeError(f"the server reports success, but its output {head[:80]!r} is not a file")
     kind = head.removeprefix("data:").split(";")[0]
     mimetypes.add_type("image/webp", ".webp")
     path = output or Path(f"output{mimetypes.guess_extension(kind) or ''}")
@@ -297,15 +319,15 @@ def predict(pairs: Sequence[str], output: Path | None) -> Path:
 
 
 def reason(status: int, answer: Mapping[str, Any]) -> str:
-    """The server's own words of why there is no result."""
+    """The server's message about a request without a result."""
     detail = answer.get("detail")
     if isinstance(detail, list):
         return "; ".join(f"{fault['loc'][-1]}: {fault['msg']}" for fault in detail)
     return str(answer.get("error") or detail or f"HTTP {status}: {answer}")
 
 
-def picture_size(path: Path) -> str:
-    """ "512 x 512  " of a PNG, read off its header; nothing for other formats."""
+def image_size(path: Path) -> str:
+    """ "512 x 512  " from the header of a PNG file; empty for other formats."""
     head = path.read_bytes()[:24]
     if head[:8] != b"\x89PNG\r\n\x1a\n":
         return ""

@@ -24,11 +24,10 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import CLIPTextModel
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from ram.keys import DROPPED, from_upstream, merge_dape
 from ram.model import Ram, RamConfig
-from seesr import weights
+from scripts.bundle_writer import BundleWriter
+from scripts.ram_keys import DROPPED, from_upstream, merge_dape
+from seesr import bundle
 from seesr.image_attention import from_seesr_key
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
@@ -93,19 +92,18 @@ def convert(
     for path in [*(sd_turbo / config for config in configs), seesr / "controlnet/config.json"]:
         if not path.is_file():
             raise RuntimeError(f"{path} is missing; run scripts/download.py, or name the folder that holds it")
-    sources = [sd_turbo / UNET, sd_turbo / weights.FILES["vae"], sd_turbo / weights.FILES["text_encoder"]]
+    sources = [_fp16_or_plain(sd_turbo / bundle.FILES[name]) for name in ("unet", "vae", "text_encoder")]
     sources += [seesr / UNET, seesr / CONTROLNET, ram, dape, tags, thresholds]
     for path in sources:
         if not path.is_file():
             raise RuntimeError(f"{path} is missing; run scripts/download.py, or name the folder that holds it")
-    with weights.BundleWriter(out, dtype, replace) as writer:
+    with BundleWriter(out, dtype, replace) as writer:
         _unet(writer, sd_turbo, seesr)
         _controlnet(writer, seesr)
         _vae(writer, sd_turbo)
         _text(writer, sd_turbo)
         _tagger(writer, ram, dape, tags, thresholds)
-        writer.json(
-            "bundle.json",
+        writer.info(
             {
                 "name": "SeeSR-Turbo",
                 "kind": "seesr-turbo",
@@ -119,21 +117,22 @@ def convert(
         )
 
 
-def _unet(writer: weights.BundleWriter, sd_turbo: Path, seesr: Path) -> None:
+def _unet(writer: BundleWriter, sd_turbo: Path, seesr: Path) -> None:
     """SD-Turbo's UNet, and of SeeSR's only the image attentions: all that its training touched."""
     config = _json(sd_turbo / "unet/config.json")
-    base = _read(sd_turbo / UNET, writer.dtype)
+    base_file = _fp16_or_plain(sd_turbo / UNET)
+    base = _read(base_file, writer.dtype)
     added = _read(seesr / UNET, writer.dtype, only="image_attentions")
     if not added:
         raise RuntimeError(f"{seesr / UNET} has no image_attentions; it must be SeeSR's UNet")
     tensors = {key: tensor for key, tensor in base.items() if "image_attentions" not in key} | added
-    _check_diffusers(weights.build_unet, config, tensors, f"{sd_turbo / UNET} with {seesr / UNET}")
+    _check_diffusers(bundle.build_unet, config, tensors, f"{base_file} with {seesr / UNET}")
     writer.component("unet", config | {"use_image_cross_attention": True}, tensors)
 
 
-def _controlnet(writer: weights.BundleWriter, seesr: Path) -> None:
+def _controlnet(writer: BundleWriter, seesr: Path) -> None:
     config, tensors = _json(seesr / "controlnet/config.json"), _read(seesr / CONTROLNET, writer.dtype)
-    _check_diffusers(weights.build_controlnet, config, tensors, seesr / CONTROLNET)
+    _check_diffusers(bundle.build_controlnet, config, tensors, seesr / CONTROLNET)
     writer.component("controlnet", config, tensors)
 
 
@@ -141,14 +140,15 @@ def _check_diffusers(build: Any, config: dict[str, Any], tensors: Mapping[str, T
     widths = [tensor.shape[1] for key, tensor in tensors.items() if re.search(r"image_att.*attn2\.to_k\.weight$", key)]
     if not widths:
         raise RuntimeError(f"{where} has no image_attentions; it must come from SeeSR")
-    model = weights.build_empty(lambda: build(config, widths[0]))
-    weights.check_names(model, {from_seesr_key(key): tuple(value.shape) for key, value in tensors.items()}, where)
+    model = bundle.build_empty(lambda: build(config, widths[0]))
+    bundle.check_names(model, {from_seesr_key(key): tuple(value.shape) for key, value in tensors.items()}, where)
 
 
-def _vae(writer: weights.BundleWriter, sd_turbo: Path) -> None:
+def _vae(writer: BundleWriter, sd_turbo: Path) -> None:
     # from_pretrained renames the attention of old files (query, key, value, proj_attn).
     loaded: Any = AutoencoderKL.from_pretrained(
         sd_turbo / "vae",
+        variant=_variant(sd_turbo / bundle.FILES["vae"]),
         torch_dtype=writer.dtype,
         use_safetensors=True,
         local_files_only=True,
@@ -156,12 +156,13 @@ def _vae(writer: weights.BundleWriter, sd_turbo: Path) -> None:
     )
     vae, info = loaded
     _complete(info, sd_turbo / "vae")
-    writer.component("vae", _json(sd_turbo / "vae/config.json"), weights.stored_tensors(vae))
+    writer.component("vae", _json(sd_turbo / "vae/config.json"), bundle.stored_tensors(vae))
 
 
-def _text(writer: weights.BundleWriter, sd_turbo: Path) -> None:
+def _text(writer: BundleWriter, sd_turbo: Path) -> None:
     loaded: Any = CLIPTextModel.from_pretrained(
         sd_turbo / "text_encoder",
+        variant=_variant(sd_turbo / bundle.FILES["text_encoder"]),
         dtype=writer.dtype,
         use_safetensors=True,
         local_files_only=True,
@@ -169,11 +170,20 @@ def _text(writer: weights.BundleWriter, sd_turbo: Path) -> None:
     )
     text_encoder, info = loaded
     _complete(info, sd_turbo / "text_encoder")
-    writer.component("text_encoder", _json(sd_turbo / "text_encoder/config.json"), weights.stored_tensors(text_encoder))
-    for name in weights.TOKENIZER:
+    writer.component("text_encoder", _json(sd_turbo / "text_encoder/config.json"), bundle.stored_tensors(text_encoder))
+    for name in bundle.TOKENIZER:
         writer.text(f"tokenizer/{name}", _text_of(sd_turbo / "tokenizer" / name))
     scheduler = _json(sd_turbo / "scheduler/scheduler_config.json")
     writer.json("scheduler/scheduler_config.json", scheduler)
+
+
+def _variant(path: Path) -> str | None:
+    """fp16 where the hub's fp16 file of `path` is there; scripts/download.py brings that one, half the bytes."""
+    return "fp16" if path.with_suffix(".fp16.safetensors").is_file() else None
+
+
+def _fp16_or_plain(path: Path) -> Path:
+    return path.with_suffix(".fp16.safetensors") if _variant(path) else path
 
 
 def _complete(info: Mapping[str, Iterable[Any]], where: Path) -> None:
@@ -183,7 +193,7 @@ def _complete(info: Mapping[str, Iterable[Any]], where: Path) -> None:
         raise RuntimeError(f"{where} does not fit its config: {', '.join(map(str, faults[:3]))}; download it again")
 
 
-def _tagger(writer: weights.BundleWriter, ram: Path, dape: Path, tags: Path, thresholds: Path) -> None:
+def _tagger(writer: BundleWriter, ram: Path, dape: Path, tags: Path, thresholds: Path) -> None:
     checkpoint = _unpickle(ram)
     checkpoint = checkpoint.get("model", checkpoint)
     renamed = {re.sub(r"^vision_multi\.", "tagging_head.", key): tensor for key, tensor in checkpoint.items()}
@@ -197,8 +207,8 @@ def _tagger(writer: weights.BundleWriter, ram: Path, dape: Path, tags: Path, thr
         raise RuntimeError(
             f"{ram}, {tags} and {thresholds} must agree, they hold {config.tags}, {len(names)} and {len(limits)} tags"
         )
-    model = weights.build_empty(lambda: Ram(config))
-    weights.check_names(model, {key: tuple(tensor.shape) for key, tensor in tensors.items()}, ram)
+    model = bundle.build_empty(lambda: Ram(config))
+    bundle.check_names(model, {key: tuple(tensor.shape) for key, tensor in tensors.items()}, ram)
     writer.tagger(config, tensors, "\n".join(names) + "\n", "\n".join(limits) + "\n")
 
 
@@ -242,7 +252,7 @@ def ram_config(tensors: Mapping[str, Tensor]) -> RamConfig:
 
 def _read(path: Path, dtype: torch.dtype, only: str = "") -> dict[str, Tensor]:
     """A safetensors file's tensors whose name contains `only`, each narrowed to `dtype` as it is read."""
-    with weights.open_tensors(path) as file:
+    with bundle.open_tensors(path) as file:
         return {key: file.get_tensor(key).to(dtype) for key in file.keys() if only in key}  # noqa: SIM118
 
 

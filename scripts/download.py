@@ -1,355 +1,147 @@
 #!/usr/bin/env python3
-"""Fetch the upstream files of weights/manifest.json: in parallel, resumed after an interruption, checked by sha256.
+"""Download the upstream files of weights/manifest.json (about 15 GB) and check the sha256 of each.
 
-The hub is HF_ENDPOINT's, a token for gated repositories is HF_TOKEN's; it goes to the hub only, not to where a
-download is redirected.
+A second run resumes the first. HF_TOKEN is sent to the hub for gated repositories; HF_ENDPOINT names another hub.
+--repo seesr=alexnasa/SEESR takes the folder seesr from another repository, --repo seesr=PATH from a local folder.
 """
 
 import argparse
-import contextlib
 import errno
-import hashlib
-import json
 import os
+import shlex
 import shutil
 import sys
-import threading
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
-from urllib.parse import urljoin
+
+# huggingface_hub reads these on import. Its Xet transfers start over after an interruption, plain ones resume.
+os.environ.setdefault("HF_HUB_DISABLE_XET", "1")
+os.environ |= {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_SYMLINKS_WARNING": "1", "HF_HUB_OFFLINE": "0"}
 
 import requests
+from huggingface_hub import HfApi
+from huggingface_hub.utils import logging
 from tqdm import tqdm
 
+from scripts.manifest import Lock, Source, link, read_manifest
+
 ROOT = Path(__file__).resolve().parent.parent
-CHUNK = 1 << 17
-ATTEMPTS = 6
-"""Tries in a row without a single new byte before a file is given up."""
-PAUSE = 0.2
-"""Seconds before the first new try; each further one waits twice as long, 10 at most."""
-
-_stop = threading.Event()  # set by Ctrl-C: running transfers end at their next chunk
+HUB = HfApi()
 
 
-@dataclass(frozen=True)
-class Source:
-    """One upstream file. `revision`, `bytes` and `sha256` are None until the host's metadata or the lock says them."""
-
-    host: str
-    repository: str
-    revision: str | None
-    path: str
-    folder: str
-    licence: str
-    bytes: int | None
-    sha256: str | None
-    git_sha1: str | None = None
-
-    @property
-    def key(self) -> str:
-        return f"{self.repository}/{self.path}"
-
-    @property
-    def local(self) -> Path:
-        """Where the file goes below --out; GitHub's files without their folders."""
-        return Path(self.folder) / (Path(self.path).name if self.host == "github" else self.path)
-
-    @property
-    def url(self) -> str:
-        if self.host == "hub":
-            endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-            return f"{endpoint}/{self.repository}/resolve/{self.revision or 'main'}/{self.path}"
-        endpoint = os.environ.get("SEESR_GITHUB_ENDPOINT", "https://raw.githubusercontent.com")
-        return f"{endpoint}/{self.repository}/{self.revision}/{self.path}"
-
-
-class Lock:
-    """weights/manifest.lock.json: what the first download found, and every later one is held to."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._mutex = threading.Lock()
-        try:
-            self.entries: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.is_file() else {}
-        except ValueError as error:
-            raise RuntimeError(f"{path} is not valid JSON ({error}); restore it from git or remove it") from error
-
-    def pin(self, source: Source) -> Source:
-        """The source with what the lock knows of it; a lock that contradicts the manifest is an error."""
-        entry = self.entries.get(source.key, {})
-        for name in ("revision", "bytes", "sha256"):
-            known, locked = getattr(source, name), entry.get(name)
-            if known is not None and locked is not None and known != locked:
-                raise RuntimeError(
-                    f"{source.key}: {self.path.name} says {name} {locked}, the manifest {known}; "
-                    f"remove {self.path} if the manifest is the newer one"
-                )
-        known = {name: entry.get(name) for name in ("revision", "bytes", "sha256")}
-        return replace(source, **{name: getattr(source, name) or value for name, value in known.items()})
-
-    def write(self, source: Source) -> None:
-        with self._mutex:
-            entry = {name: value for name, value in asdict(source).items() if name in ("revision", "bytes", "sha256")}
-            self.entries[source.key] = entry
-            temporary = self.path.with_suffix(".part")
-            temporary.write_text(json.dumps(self.entries, indent=1, sort_keys=True) + "\n")
-            os.replace(temporary, self.path)
-
-
-def read_manifest(path: Path) -> list[Source]:
-    shared = ("host", "repository", "revision", "folder", "licence")
-    return [
-        Source(**{name: group[name] for name in shared}, **file)
-        for group in json.loads(path.read_text())["sources"]
-        for file in group["files"]
-    ]
-
-
-def authorization(source: Source) -> dict[str, str]:
-    token = os.environ.get("HF_TOKEN")
-    return {"Authorization": f"Bearer {token}"} if token and source.host == "hub" else {}
-
-
-def look_up(source: Source) -> Source:
-    """Ask the hub for what the source does not know yet. The hash of a large file is in its metadata."""
-    if source.host != "hub" or (source.revision and source.bytes and source.sha256):
-        return source
-    status, headers = head(source)
-    etag = (headers.get("X-Linked-ETag") or headers.get("ETag") or "").removeprefix("W/").strip('"')
-    size = headers.get("X-Linked-Size") or (headers.get("Content-Length") if status == 200 else None)
-    revision = source.revision or headers.get("X-Repo-Commit")
-    if not revision or len(etag) not in (40, 64):
-        raise RuntimeError(f"{source.url} was answered without commit and hash; is HF_ENDPOINT a hub?")
-    if source.sha256 and len(etag) == 64 and etag != source.sha256:
-        raise RuntimeError(f"{source.key} has sha256 {etag} on the hub, {source.sha256} was wanted; the file changed")
-    return replace(
-        source,
-        revision=revision,
-        bytes=source.bytes or (int(size) if size else None),
-        sha256=source.sha256 or (etag if len(etag) == 64 else None),
-        git_sha1=etag if len(etag) == 40 else None,
-    )
-
-
-def head(source: Source) -> tuple[int, Mapping[str, str]]:
-    """Status and headers of the hub's own answer: commit and hash stand there, before it redirects to the file."""
-    headers = authorization(source) | {"Accept-Encoding": "identity"}
-    url, reason = source.url, "too many redirects"
-    for attempt in range(1, ATTEMPTS + 1):
-        try:
-            with requests.head(url, headers=headers, timeout=30) as answer:
-                refuse(source, answer.status_code)
-                moved = answer.headers.get("Location", "")
-                if answer.is_redirect and moved.startswith("/"):  # a renamed repository, on the same host
-                    url = urljoin(url, moved)
-                    continue
-                if answer.status_code < 400:
-                    return answer.status_code, answer.headers
-                reason = f"HTTP {answer.status_code}"
-        except requests.RequestException as error:
-            reason = type(error).__name__
-        pause(attempt)
-    raise RuntimeError(f"{source.url} can't be reached ({reason}); check the connection and run this again")
-
-
-def pause(failures: int) -> None:
-    if _stop.wait(min(PAUSE * 2**failures, 10)):
-        raise RuntimeError("interrupted; what came so far is kept")
-
-
-def refuse(source: Source, status: int) -> None:
-    """Raise RuntimeError with what to do about an HTTP error; 5xx and 429 are left to be tried again."""
-    if status in (401, 403):
-        raise RuntimeError(
-            f"{source.repository} refuses {source.path} ({status}): accept its licence ({source.licence}) on its page "
-            "and set HF_TOKEN to a token that may read it"
-        )
-    if status == 404:
-        raise RuntimeError(
-            f"{source.repository} has no {source.path} at revision {source.revision or 'main'} (404): "
-            "the repository changed; update weights/manifest.json"
-        )
-    if 400 <= status < 500 and status not in (416, 429):
-        raise RuntimeError(f"{source.url} was refused with HTTP {status}")
-
-
-def fetch(source: Source, path: Path, position: int) -> Source:
-    """Bring one file to `path`, whole and checked, or raise RuntimeError; what came so far stays in a .part file."""
-    part = path.with_name(path.name + ".part")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with progress(source, position) as bar:
-        receive(source, part, bar)
-    found = digest(part)
-    git = git_sha1(part) if source.git_sha1 else None
-    if (source.sha256 and found != source.sha256) or git != source.git_sha1:
-        part.unlink()
-        raise RuntimeError(
-            f"{source.key} arrived with sha256 {found}, wanted {source.sha256 or 'git ' + str(source.git_sha1)}; "
-            "the bad file is removed, run this again"
-        )
-    size = part.stat().st_size
-    os.replace(part, path)
-    return replace(source, sha256=found, bytes=size)
-
-
-def receive(source: Source, part: Path, bar: Any) -> None:
-    """Append to `part` until it has all bytes, over as many connections as it takes."""
-    failures = 0
-    reason = "the connection ends early"
-    while True:
-        have = part.stat().st_size if part.is_file() else 0
-        if source.bytes is not None and have == source.bytes:
-            return
-        if source.bytes is not None and have > source.bytes:
-            part.unlink()
-            have = 0
-        try:
-            if connect(source, part, have, bar):
-                return
-        except requests.RequestException as error:
-            reason = type(error).__name__
-        now = part.stat().st_size if part.is_file() else 0
-        if source.bytes is not None and now > source.bytes:
-            part.unlink()
-            reason = f"it sends {now} bytes, {source.bytes} were wanted"
-            now = 0
-        failures = 0 if now > have else failures + 1
-        if failures >= ATTEMPTS:
-            raise RuntimeError(
-                f"{source.url} can't be brought ({reason}); check the connection and run this again, "
-                "what came so far is kept"
-            )
-        if now != source.bytes:
-            pause(failures)
-
-
-def connect(source: Source, part: Path, have: int, bar: Any) -> bool:
-    """One connection; True when the server says that was all. Requests drops the token on a redirect to a new host."""
-    headers = authorization(source) | {"Accept-Encoding": "identity"}
-    if have:
-        headers["Range"] = f"bytes={have}-"
-    with requests.get(source.url, headers=headers, stream=True, timeout=30) as answer:
-        refuse(source, answer.status_code)
-        if answer.status_code == 416:  # nothing is left to send, or the part is not of this file
-            if source.bytes is None:
-                return True
-            part.unlink()
-            return False
-        answer.raise_for_status()
-        bar.n = have if answer.status_code == 206 else 0
-        with part.open("ab" if answer.status_code == 206 else "wb") as file:
-            for chunk in answer.iter_content(CHUNK):
-                if _stop.is_set():
-                    raise RuntimeError("interrupted; what came so far is kept")
-                file.write(chunk)
-                bar.update(len(chunk))
-        return source.bytes is None
-
-
-@contextlib.contextmanager
-def progress(source: Source, position: int) -> Iterator[Any]:
-    with tqdm(
-        total=source.bytes, desc=source.path, position=position, unit="B", unit_scale=True, disable=None, leave=False
-    ) as bar:
-        yield bar
-
-
-def digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def git_sha1(path: Path) -> str:
-    """The hash that git, and the hub's metadata, give a small file."""
-    content = path.read_bytes()
-    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
-
-
-def download(manifest: Path, out: Path, jobs: int) -> list[str]:
-    """Bring all files of `manifest` to `out`; return one sentence per file that could not be brought."""
-    _stop.clear()
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        lock = Lock(manifest.with_suffix(".lock.json"))
-        sources = [lock.pin(source) for source in read_manifest(manifest)]
-    except (RuntimeError, OSError) as error:
-        return [str(error)]
-
-    def prepare(source: Source) -> Source | str | None:
-        """What is still to bring, with all that the hub knows of it; None for what is there, a sentence for a fault."""
-        path = out / source.local
-        try:
-            if path.is_file() and source.sha256 and digest(path) == source.sha256:
-                return None
-            return look_up(source)
-        except RuntimeError as error:
-            return str(error)
-
-    def bring(number: int, source: Source) -> str | None:
-        try:
-            lock.write(fetch(source, out / source.local, number % jobs))
-            tqdm.write(f"{source.key}  {(out / source.local).stat().st_size / 1e6:.1f} MB")
-        except RuntimeError as error:
-            return str(error)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
-                return f"{source.key} can't be written to {out / source.local} ({error.strerror}); use another --out"
-            return f"{source.key} does not fit on the disk of {out}; free some space or use --out, and run this again"
-        return None
-
-    with ThreadPoolExecutor(jobs) as pool:
-        try:
-            found = list(pool.map(prepare, one_commit(sources)))
-            missing = [source for source in found if isinstance(source, Source)]
-            faults = [fault for fault in found if isinstance(fault, str)]
-            if short := missing_space(missing, out):
-                return [*faults, short]
-            return faults + [fault for fault in pool.map(bring, range(len(missing)), missing) if fault]
-        except KeyboardInterrupt:
-            _stop.set()
-            pool.shutdown(cancel_futures=True)
-            return ["interrupted; what came so far is kept"]
-
-
-def one_commit(sources: list[Source]) -> list[Source]:
-    """The same revision for all files of a repository, so that they belong together."""
-    known: dict[str, str | None] = {source.repository: source.revision for source in sources if source.revision}
+def look_up(sources: list[Source]) -> None:
+    """Complete the files of one hub repository from its metadata, at one commit."""
+    info = HUB.model_info(sources[0].repository, revision=sources[0].revision, files_metadata=True, timeout=30)
+    files = {file.rfilename: file for file in info.siblings or []}
     for source in sources:
-        if source.repository not in known:
-            with contextlib.suppress(RuntimeError):  # said for this file by `prepare`; another may still tell
-                known[source.repository] = look_up(source).revision
-    return [replace(source, revision=source.revision or known.get(source.repository)) for source in sources]
+        if file := files.get(source.path):  # without it, the download is refused with 404
+            source.revision, source.bytes, source.git_sha1 = info.sha, file.size, None if file.lfs else file.blob_id
+            source.sha256 = source.sha256 or (file.lfs.sha256 if file.lfs else None)
 
 
-def missing_space(sources: list[Source], out: Path) -> str | None:
-    parts = [out / source.local.with_name(source.local.name + ".part") for source in sources]
-    have = sum(part.stat().st_size for part in parts if part.is_file())
-    need, free = sum(source.bytes or 0 for source in sources) - have, shutil.disk_usage(out).free
-    if need <= free:
-        return None
-    return f"{need / 1e9:.1f} GB are still to come, the disk of {out} has {free / 1e9:.1f} GB; free some or use --out"
+def bring(source: Source, out: Path) -> None:
+    """Put one file in its place, whole and checked."""
+    path = out / source.place
+    if not source.is_at(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fetch(source, path, out / source.folder)
+    source.check(path)
+    tqdm.write(f"{path}: {source.bytes:,} bytes")
+
+
+def fetch(source: Source, path: Path, folder: Path, attempts: int = 10) -> None:
+    """Bring one file to `path`, below `folder`. A cut connection is resumed, `attempts` times in all."""
+    if source.host == "local":
+        return link(Path(str(source)), path)
+    path.unlink(missing_ok=True)  # the hub's library takes a file that is there for the right one
+    if source.host == "github":
+        answer = requests.get(source.github_url, timeout=30)
+        answer.raise_for_status()
+        path.write_bytes(answer.content)
+    else:
+        try:
+            HUB.hf_hub_download(source.repository, source.path, revision=source.revision, local_dir=folder)
+        except requests.exceptions.ChunkedEncodingError:  # the library itself resumes after other failures
+            if attempts == 1:
+                raise
+            fetch(source, path, folder, attempts - 1)
+
+
+def attempt(source: Source, action: Callable[..., None], *arguments: object) -> str | None:
+    """Run `action`. If it fails, one sentence says what to do about `source`."""
+    try:
+        return action(*arguments)
+    except RuntimeError as error:
+        return str(error)
+    except OSError as error:
+        status = getattr(getattr(error.__cause__ or error, "response", None), "status_code", None)
+        other = f"name another repository or a local folder by --repo {source.folder}=..."
+        if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+            return f"{source} does not fit on the disk; free some space or use --out, and run this again"
+        if status in (401, 403):
+            return f"{source} is refused ({status}); accept its licence ({source.licence}) and set HF_TOKEN, or {other}"
+        if status == 404:
+            return f"{source} does not exist at revision {source.revision or 'main'} (404); {other}"
+        reason = error.strerror or (f"HTTP {status}" if status else type(error.__cause__ or error).__name__)
+        return f"{source} can't be fetched ({reason}); check network and folders, then run this again, or {other}"
+
+
+def download(sources: list[Source], lock: Lock, out: Path, jobs: int) -> list[str]:
+    """Bring `sources` below `out`, `jobs` at a time. Returns one sentence for each failure."""
+    faults = []
+    for repository in dict.fromkeys(source.repository for source in sources if source.host == "hub"):
+        group = [source for source in sources if source.repository == repository]
+        if sentence := attempt(group[0], look_up, group):
+            faults.append(sentence)
+            sources = [source for source in sources if source not in group]
+    need = sum(source.bytes or 0 for source in sources if source.host != "local")
+    need -= sum(part.stat().st_size for part in out.rglob("*.incomplete"))
+    if need > (free := shutil.disk_usage(out).free):
+        return [*faults, f"{need / 1e9:.1f} GB are missing, {out} has {free / 1e9:.1f} GB; free some or use --out"]
+    results = ThreadPoolExecutor(jobs).map(lambda source: attempt(source, bring, source, out), sources)
+    for source, sentence in zip(sources, results, strict=True):
+        if sentence:
+            faults.append(sentence)
+        elif source.host != "local":
+            lock.add(source)
+    return faults
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--manifest", type=Path, default=ROOT / "weights/manifest.json")
-    parser.add_argument(
-        "--out", type=Path, default=ROOT / "weights/upstream", help="17 GB; not needed after converting"
-    )
+    parser.add_argument("--out", type=Path, default=ROOT / "weights/upstream", help="not needed after converting")
     parser.add_argument("--jobs", type=int, default=4, help="files at a time")
+    parser.add_argument("--repo", action="append", default=[], metavar="NAME=REPO", help="see above")
+    parser.add_argument("--dry-run", action="store_true", help="list the missing files, without network")
     arguments = parser.parse_args()
-    faults = download(arguments.manifest, arguments.out, max(1, arguments.jobs))
+    out: Path = arguments.out
+    warnings.filterwarnings("ignore", module="huggingface_hub")
+    logging.set_verbosity_error()
+    try:
+        sources, lock = read_manifest(arguments.manifest, arguments.repo)
+        missing = [source for source in sources if not source.is_at(out / source.place)]
+        if arguments.dry_run:
+            print(*map(Source.describe, missing), sep="\n")
+            return
+        out.mkdir(parents=True, exist_ok=True)
+        faults = download(missing, lock, out, max(1, arguments.jobs))
+    except (RuntimeError, OSError) as error:
+        faults = [str(error)]
+    except KeyboardInterrupt:
+        print("download: interrupted; run this again to go on", file=sys.stderr, flush=True)
+        os._exit(1)  # the library's transfers can't be stopped; no unfinished file is in its place
     if faults:
-        sys.exit("\n".join(f"download: {fault}" for fault in faults))
-    out = arguments.out
+        sys.exit("\n".join(f"download: {sentence}" for sentence in faults))
+    for unfinished in out.glob("*/.cache"):
+        shutil.rmtree(unfinished)
+    base = shlex.quote(os.path.relpath(out, ROOT))
     print(
-        "All files are there. Next:\n"
-        f".venv/bin/python scripts/convert.py --sd-turbo {out}/sd-turbo --seesr {out}/seesr "
-        f"--ram {out}/ram/ram_swin_large_14m.pth --dape {out}/seesr/DAPE.pth --tags {out}/ram/ram_tag_list.txt "
-        f"--thresholds {out}/ram/ram_tag_list_threshold.txt --out weights/seesr-turbo"
+        f"Next:\n.venv/bin/python scripts/convert.py --sd-turbo {base}/sd-turbo --seesr {base}/seesr"
+        f" --ram {base}/ram/ram_swin_large_14m.pth --dape {base}/seesr/DAPE.pth --tags {base}/ram/ram_tag_list.txt"
+        f" --thresholds {base}/ram/ram_tag_list_threshold.txt --out weights/seesr-turbo"
     )
 
 

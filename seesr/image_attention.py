@@ -3,8 +3,9 @@
 import re
 from typing import Any, TypeVar
 
-from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
+
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -12,9 +13,9 @@ Model = TypeVar("Model", bound=nn.Module)
 class TextThenImageAttention(nn.Module):
     """A block's text transformer followed by its twin, which attends to image tokens.
 
-    Stands in for the Transformer2DModel at `block.attentions[i]`, so the block's own forward runs
-    unchanged; `encoder_hidden_states` carries both conditions as a pair (text, image tokens).
-    Source: SeeSR (cswry/SeeSR), where the twins live in a parallel list `image_attentions`.
+    It replaces the Transformer2DModel at `block.attentions[i]`, so the block's own forward runs unchanged;
+    `encoder_hidden_states` is a pair (text, image tokens). Source: SeeSR (cswry/SeeSR), where the twins are in a
+    parallel list `image_attentions`.
     """
 
     def __init__(self, text: Transformer2DModel, image_dim: int) -> None:
@@ -36,7 +37,7 @@ class TextThenImageAttention(nn.Module):
 def add_image_attention(model: Model, image_dim: int) -> Model:
     """Wrap every cross-attention of a stock UNet2DConditionModel or ControlNetModel in place; return the model.
 
-    `image_dim` is the width of the image tokens: 512 for SeeSR (upstream hard-codes it, no config names it).
+    `image_dim` is the width of the image tokens: 512 for SeeSR (upstream hard-codes it; no config names it).
     """
     blocks: Any = model
     for block in (*blocks.down_blocks, blocks.mid_block, *getattr(model, "up_blocks", ())):
@@ -45,15 +46,7 @@ def add_image_attention(model: Model, image_dim: int) -> Model:
     return model
 
 
-_STORED = re.compile(r"\.(image_)?attentions\.(\d+)\.")
-_OURS = re.compile(r"\.attentions\.(\d+)\.(text|image)\.")
-
-
 def from_seesr_key(key: str) -> str:
     """Stored -> ours: `mid_block.image_attentions.0.norm.bias` -> `mid_block.attentions.0.image.norm.bias`"""
-    return _STORED.sub(lambda m: f".attentions.{m[2]}.{'image' if m[1] else 'text'}.", key)
-
-
-def to_seesr_key(key: str) -> str:
-    """Ours -> stored name; the exact inverse of `from_seesr_key`."""
-    return _OURS.sub(lambda m: f".{'image_' if m[2] == 'image' else ''}attentions.{m[1]}.", key)
+    name = r"\.(image_)?attentions\.(\d+)\."
+    return re.sub(name, lambda m: f".attentions.{m[2]}.{'image' if m[1] else 'text'}.", key)

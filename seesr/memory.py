@@ -1,115 +1,114 @@
-"""Memory: what an upscale will take, the tiles that fit into what is free, and what to do where that was wrong."""
+"""Memory: the tile plan of an upscale, the bytes that it needs, and retry on out-of-memory."""
 
-import copy
-import functools
 import logging
 import math
-import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten
-
-from seesr import hardware, vae_tiling
-from seesr.settings import NEUTRAL, Settings
+from seesr import hardware, sizes
+from seesr.settings import NEUTRAL_FIDELITY, Settings
+from seesr.sizes import Size
 from seesr.tiling import TileGrid, tile_grid
+from seesr.vae import tiling, vae_scale_factor
+from seesr.vae.attention import FULL_ATTENTION_MAX_PIXELS
 
 log = logging.getLogger(__name__)
 
-LATENT_FLOOR, VAE_FLOOR, TOGETHER_FLOOR, STRIP_FLOOR = 16, 16, 8, 128
-"""The least that running out of memory may lead to: latent pixels, latent pixels, tiles, picture rows."""
+# The smallest plan, in latent pixels, latent pixels, tiles and image rows.
+MIN_LATENT_TILE, MIN_VAE_TILE, MIN_STATS_TILES, MIN_STRIP = 16, 16, 8, 128
+SMALL_VAE_TILE = 64  # latent pixels; below it, fewer statistics tiles come before smaller tiles: halos cost time
+ADVICE = "lower scale_factor, send a smaller image or use a GPU with more memory"
 
-VAE_TILE = 64
-"""VAE tiles from which on fewer of them settle the statistics, before they get smaller: their borders cost time."""
+# What color_fix.match_color and set_fidelity hold at their peak: whole images (their two arguments too), and strips.
+_COLOR_FIX = {"wavelet": (3, 4), "dwt": (4, 0), "adain": (5, 0), "none": (2, 0)}
+_FIDELITY = (3, 6)
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class VaeTiles:
-    """How one way through the VAE is tiled. `tile` is in latent pixels, 0 means no tiles.
+class VaeTilePlan:
+    """How one direction of the VAE is tiled. `tile` is in latent pixels; 0 means no tiles.
 
-    `together` is how many tiles settle the GroupNorm statistics; None means all, which is exact.
+    `stats_tiles` is how many tiles decide the GroupNorm statistics. None means all, which is exact.
     """
 
     tile: int
-    together: int | None = None
+    stats_tiles: int | None = None
 
-    def smaller(self, size: tuple[int, int]) -> "VaeTiles | None":
-        """What to try after memory ran out on a latent of `size`; None where nothing is left to try."""
+    def shrink(self, size: Size) -> "VaeTilePlan | None":
+        """The next smaller plan for a latent of `size`; None if there is none."""
         tile = min(self.tile or max(size), max(size)) // 2
-        if tile >= VAE_TILE:
-            return VaeTiles(tile, self.together)
-        count = vae_tiling.tile_count(size, self.tile)
-        together = min(count, self.together or count) // 2
-        if together >= TOGETHER_FLOOR:
-            return VaeTiles(self.tile, together)
-        return VaeTiles(tile, self.together) if tile >= VAE_FLOOR else None
+        if tile >= SMALL_VAE_TILE:
+            return VaeTilePlan(tile, self.stats_tiles)
+        count = tiling.tile_count(size, self.tile)
+        stats_tiles = min(count, self.stats_tiles or count) // 2
+        if stats_tiles >= MIN_STATS_TILES:
+            return VaeTilePlan(self.tile, stats_tiles)
+        return VaeTilePlan(tile, self.stats_tiles) if tile >= MIN_VAE_TILE else None
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What memory decides about one upscale.
-
-    `latent_tile` and `overlap` are in latent pixels, `strip` is the rows whose colours are matched at once.
-    """
+class TilePlan:
+    """The sizes of one upscale, in latent pixels; `tile_batch` tiles and `strip` image rows (colour fix) at a time."""
 
     latent_tile: int
     overlap: int
     tile_batch: int
-    encode: VaeTiles
-    decode: VaeTiles
+    encode: VaeTilePlan
+    decode: VaeTilePlan
     strip: int = 512
 
-    def grid(self, size: tuple[int, int]) -> TileGrid:
-        """The tiles over a latent of `size` (height, width)."""
+    @classmethod
+    def wanted(cls, profile: hardware.Profile, settings: Settings) -> "TilePlan":
+        """The tiles of the request, else of the profile, before free memory is considered."""
+        tile = sizes.legal_tile(settings.latent_tiled_size) or profile.latent_tile
+        overlap = sizes.legal_overlap(settings.latent_tiled_overlap, tile) or sizes.default_overlap(tile)
+        vae = VaeTilePlan(profile.vae_tile)
+        return cls(tile, overlap, profile.tile_batch, vae, vae)
+
+    def grid(self, size: Size) -> TileGrid:
+        """The tiles over a latent of `size`."""
         return tile_grid(size, self.latent_tile, self.overlap)
 
-    def encoded(self, size: tuple[int, int]) -> tuple[int, int]:
-        """At which size a picture of a latent of `size` (height, width) is encoded, in latent pixels."""
-        return vae_tiling.encoded_size(size)
+    def encode_size(self, size: Size) -> Size:
+        """The latent size at which the image of a latent of `size` is encoded."""
+        return sizes.encode_size(size)
 
-    def smaller(self, stage: str, size: tuple[int, int], particles: int = 1) -> "Plan | None":
-        """What to try after `stage` ran out of memory on a latent of `size`; None where nothing is left to try."""
+    def shrink(self, stage: str, size: Size, particles: int = 1) -> "TilePlan | None":
+        """The next smaller plan after `stage` ran out of memory on a latent of `size`; None if there is none."""
         if stage == "denoise":
-            return self._smaller_tiles(size, particles)
-        if stage == "color" and self.strip > STRIP_FLOOR:
+            return self._shrink_denoise(size, particles)
+        if stage == "color" and self.strip > MIN_STRIP:
             return replace(self, strip=self.strip // 2)
-        if stage == "encode" and (tiles := self.encode.smaller(self.encoded(size))) is not None:
-            return replace(self, encode=tiles)
-        if stage == "decode" and (tiles := self.decode.smaller(size)) is not None:
-            return replace(self, decode=tiles)
+        if stage == "encode" and (plan := self.encode.shrink(self.encode_size(size))) is not None:
+            return replace(self, encode=plan)
+        if stage == "decode" and (plan := self.decode.shrink(size)) is not None:
+            return replace(self, decode=plan)
         return None
 
-    def _smaller_tiles(self, size: tuple[int, int], particles: int) -> "Plan | None":
+    def _shrink_denoise(self, size: Size, particles: int) -> "TilePlan | None":
         count = len(self.grid(size)) * particles
         if min(self.tile_batch, count) > 1:
             return replace(self, tile_batch=min(self.tile_batch, count) // 2)
         tile = min(self.latent_tile, max(size)) // 2
-        if tile < LATENT_FLOOR:
+        if tile < MIN_LATENT_TILE:
             return None
         return replace(self, latent_tile=tile, overlap=min(self.overlap, math.ceil(tile / 4)))
 
     def __str__(self) -> str:
         parts = [f"latent tiles of {self.latent_tile} overlapping {self.overlap}, {self.tile_batch} at a time"]
-        for way, tiles in (("encode", self.encode), ("decode", self.decode)):
-            sample = "" if tiles.together is None else f" ({tiles.together} settle its statistics)"
-            parts.append(f"VAE tiles of {tiles.tile}{sample} to {way}" if tiles.tile else f"no VAE tiles to {way}")
+        for direction, plan in (("encode", self.encode), ("decode", self.decode)):
+            sample = "" if plan.stats_tiles is None else f" ({plan.stats_tiles} decide its statistics)"
+            tiles = f"VAE tiles of {plan.tile}{sample}" if plan.tile else "no VAE tiles"
+            parts.append(f"{tiles} to {direction}")
         return ", ".join([*parts, f"colours by {self.strip} rows"])
 
 
-def attempt(stage: str, work: Callable[[], T], shrink: Callable[[], bool] = lambda: False) -> T:
-    """Run `work`; where memory runs out, free what can be freed and run it again, smaller if `shrink` finds a way.
-
-    Without one it is run once more as it is. Raises MemoryError with one sentence when that was not enough.
-    """
-    again = True
+def retry_on_oom(stage: str, work: Callable[[], T], shrink: Callable[[], bool] = lambda: False) -> T:
+    """Run `work`; on out-of-memory, retry while `shrink` reduces the plan, then once more, then raise MemoryError."""
+    last_try = False
     while True:
         try:
             return work()
@@ -118,236 +117,112 @@ def attempt(stage: str, work: Callable[[], T], shrink: Callable[[], bool] = lamb
                 raise
         hardware.free_cached_memory()
         if not shrink():
-            if not again:
-                raise MemoryError(
-                    f"there is not enough memory for the {stage} stage, even with the smallest tiles; lower "
-                    "scale_factor, send a smaller image or use a GPU with more memory"
-                )
-            again = False
-            log.warning("Out of memory in the %s stage: freed what could be freed, trying once more.", stage)
-
-
-class LiveBytes(TorchDispatchMode):
-    """Within the block: how many bytes the tensors hold that it makes; `peak` is the most at one time.
-
-    Counts on any device, the meta device included, where nothing is computed. What kernels take for themselves is
-    not seen.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._known: dict[int, int] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = {t.untyped_storage()._cdata for t in tree_flatten((args, kwargs))[0] if isinstance(t, Tensor)}
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_flatten(result)[0]:
-            if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in given:
-                self._add(tensor.untyped_storage())
-        return result
-
-    def _add(self, storage: Any) -> None:
-        key = storage._cdata
-        if key in self._known:
-            return
-        self._known[key] = storage.nbytes()
-        self.now += storage.nbytes()
-        self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._drop, key)
-
-    def _drop(self, key: int) -> None:
-        self.now -= self._known.pop(key, 0)
-
-
-class FusedAttention(TorchFunctionMode):
-    """Within the block attention computes nothing and, as the fused kernels do, keeps no attention matrix."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is F.scaled_dot_product_attention:
-            query, _, value = args[:3] if len(args) >= 3 else [*args, *(kwargs or {}).values()][:3]
-            return query.new_empty(*query.shape[:-1], value.shape[-1])
-        return func(*args, **(kwargs or {}))
-
-
-def skeleton(model: nn.Module) -> Any:
-    """The same network without its values, on the meta device: for dry runs."""
-    tensors = [*model.parameters(), *model.buffers()]
-    return copy.deepcopy(model, {id(t): _without_values(t) for t in tensors})
-
-
-def _without_values(tensor: Tensor) -> Tensor:
-    empty = torch.empty_like(tensor, device="meta")
-    return nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty
+            if last_try:
+                text = f"there is not enough memory for the {stage} stage, even with the smallest tiles"
+                raise MemoryError(f"{text}; {ADVICE}")
+            last_try = True
+            log.warning("Out of memory in the %s stage: freed cached memory, trying once more.", stage)
 
 
 class MemoryModel:
-    """Predicts the device memory of an upscale by running its heavy parts dry, on the meta device.
+    """Predicts the device memory of an upscale, in bytes, from the constants of bundle.json for the VAE's dtype.
 
-    `run` is the pipeline's ControlNet and UNet call: (controlnet, unet, latent, control, text, tokens, t) -> output.
+    scripts/dry_run.py measures them. "states" is per prompt; "embedding" and "networks" are per latent pixel, and so
+    are "untiled", "mid_block" and "mid_block_sampled" of "encode" and "decode". Their "tiles" has a row per GroupNorm:
+    three coefficients of what a waiting tile holds and three of what a running one needs (see `_tile_bytes`).
     """
 
-    def __init__(self, controlnet: Any, unet: Any, vae: Any, run: Callable[..., Tensor]) -> None:
-        self.vae = skeleton(vae)
-        networks = skeleton(controlnet), skeleton(unet)
-        self._call, self._embed = functools.partial(run, *networks), networks[0].controlnet_cond_embedding
-        self._text, self._tokens = unet.config["cross_attention_dim"], _token_dim(unet)
-        self._embedded = controlnet.config["block_out_channels"][0]
-        self.factor = 2 ** (len(vae.config["block_out_channels"]) - 1)
-        self.channels: int = vae.config["latent_channels"]
-        self.bytes: int = vae.dtype.itemsize
-        self._states = (4 + (self.bytes if self.bytes < 4 else 0)) * (77 * self._text + 145 * self._tokens)
-        """Bytes of the text's states and the image's tokens, float32, and of their copies in a shorter dtype."""
-        self._network = functools.cache(self._measure_network)  # a second or two with the real networks: once
-        self._whole = functools.cache(self._measure_whole)
-        self._middle = functools.cache(self._measure_middle)
-        self._tile = functools.lru_cache(64)(self._measure_tile)
+    def __init__(self, controlnet: Any, vae: Any, constants: Mapping[str, Any]) -> None:
+        self.constants = constants
+        self.factor = vae_scale_factor(vae)
+        self.itemsize: int = vae.dtype.itemsize
+        self._channels: int = vae.config["latent_channels"]
+        self._width: int = vae.config["block_out_channels"][-1]
+        self._embedding_bytes: int = controlnet.config["block_out_channels"][0] * self.itemsize
+        self._encoder_layers = tiling.layers_of(vae, "encode")
 
-    def peaks(self, size: tuple[int, int], settings: Settings, plan: Plan) -> dict[str, int]:
-        """Bytes beside the weights at each stage's worst moment, for a padded working picture of `size` (H, W)."""
+    def peaks(self, size: Size, settings: Settings, plan: TilePlan) -> dict[str, int]:
+        """Bytes beside the weights at each stage's peak, for a padded working image of `size`."""
         latent = (size[0] // self.factor, size[1] // self.factor)
-        picture, state = 12 * size[0] * size[1], 4 * self.channels * latent[0] * latent[1]
+        image, state = 12 * size[0] * size[1], 4 * self._channels * latent[0] * latent[1]
         particles = settings.particles
-        drawn = (settings.num_inference_steps + 1) * state * particles
-        encoded = plan.encoded(latent)
-        given = 12 * self.factor**2 * math.prod(encoded)
+        noise = (settings.num_inference_steps + 1) * state * particles
+        reduced = plan.encode_size(latent)
+        encoding = 12 * self.factor**2 * math.prod(reduced) + 2 * state * (particles - 1)
+        encoding += self._vae("encode", reduced, plan.encode)
         sampling = (2 + 5 * particles) * state  # the posterior's moments, then its samples and noise
-        grid = plan.grid(latent)
-        area = grid.tile[0] * grid.tile[1]
-        batch = min(plan.tile_batch, len(grid) * particles) * settings.branches
-        tiles = self._tiles(area * batch, False)
-        if settings.network_calls > 1:  # each tile is embedded once; for further steps all embeddings are kept
-            kept = len(grid) if settings.num_inference_steps > 1 else 1
-            tiles = self._embedded * self.bytes * area * kept + max(
-                self._tiles(area, False), self._tiles(area * batch, True)
-            )
+        # The distances between all pairs of particles at every latent pixel, twice while they are compared.
+        steering = 0 if particles == 1 else 2 * 4 * particles**2 * latent[0] * latent[1]
         strip = 12 * size[1] * min(plan.strip + 62, size[0])
-        ways = [_COLOR[settings.color_fix], *([_FIDELITY] if settings.fidelity != NEUTRAL else [])]
-        color = max(wholes * picture + strips * strip for wholes, strips in ways)
+        held = [_COLOR_FIX[settings.color_fix], *([_FIDELITY] if settings.fidelity != NEUTRAL_FIDELITY else [])]
         return {
-            "encode": picture
-            + drawn
-            + max(given + 2 * state * (particles - 1) + self._vae("encode", encoded, plan.encode), sampling),
-            "denoise": picture + drawn + 4 * state * particles + _steering(latent, particles) + tiles,
-            "decode": picture + drawn + 2 * state + self._vae("decode", latent, plan.decode),
-            "color": color + drawn + state,
+            "encode": image + noise + max(encoding, sampling),
+            "denoise": image + noise + 4 * state * particles + steering + self._denoise(latent, settings, plan),
+            "decode": image + noise + 2 * state + self._vae("decode", latent, plan.decode),
+            "color": max(images * image + strips * strip for images, strips in held) + noise + state,
         }
 
-    def fit(self, size: tuple[int, int], settings: Settings, plan: Plan, free: int) -> Plan:
-        """The first plan, from `plan` down, whose every stage stays within `free` bytes.
-
-        Raises ValueError where none does.
-        """
+    def fit(self, size: Size, settings: Settings, plan: TilePlan, free: int) -> TilePlan:
+        """The largest plan, from `plan` down, that needs at most `free` bytes. Raises ValueError if there is none."""
         latent = (size[0] // self.factor, size[1] // self.factor)
         while True:
             peaks = self.peaks(size, settings, plan)
             stage = max(peaks, key=lambda name: peaks[name])
             if peaks[stage] <= free:
                 return plan
-            smaller = plan.smaller(stage, latent, settings.particles)
-            if smaller is None:
-                raise ValueError(
-                    f"a result of {size[1]} x {size[0]} pixels needs about {peaks[stage] / 1e9:.1f} GB of memory in "
-                    f"the {stage} stage, {max(0, free) / 1e9:.1f} GB are free; lower scale_factor, send a smaller "
-                    "image or use a GPU with more memory"
-                )
+            if (smaller := plan.shrink(stage, latent, settings.particles)) is None:
+                needed = f"needs about {peaks[stage] / 1e9:.1f} GB of memory in the {stage} stage"
+                found = f"a result of {size[1]} x {size[0]} pixels {needed}, {max(0, free) / 1e9:.1f} GB are free"
+                raise ValueError(f"{found}; {ADVICE}")
             plan = smaller
 
-    def _tiles(self, area: int, embedded: bool) -> int:
-        """ControlNet and UNet on tiles of `area` latent pixels in all: what they hold grows with the pixels.
+    def _denoise(self, latent: Size, settings: Settings, plan: TilePlan) -> int:
+        """Batches of tiles. The control image is embedded tile by tile; further steps keep all embeddings."""
+        grid, constants = plan.grid(latent), self.constants
+        area = grid.tile[0] * grid.tile[1]
+        batch = min(plan.tile_batch, len(grid) * settings.particles) * settings.branches
+        cached = len(grid) if settings.num_inference_steps > 1 else 1
+        running = max(area * constants["embedding"], constants["states"] + area * batch * constants["networks"])
+        return int(self._embedding_bytes * area * cached + running)
 
-        `embedded` if they are given the embedded picture, which then stands where the picture would.
-        """
-        embedding, networks = self._network()
-        if not embedded:
-            networks = max(embedding, networks + 3 * 4 * self.factor**2 - self._embedded * self.bytes)
-        return self._states + int(area * networks)
+    def _vae(self, direction: tiling.Direction, latent: Size, plan: VaeTilePlan) -> int:
+        """Encode or decode, with its input in the VAE's dtype and its result in float32."""
+        constants, area = self.constants[direction], latent[0] * latent[1]
+        values = 3 * self.factor**2 * area
+        source = values * self.itemsize if direction == "encode" and self.itemsize < 4 else 0
+        if plan.tile == 0 or plan.tile >= max(latent):
+            return source + int(constants["untiled"] * area)
+        height, width = (-(-length // -(-length // plan.tile)) for length in latent)
+        count = tiling.tile_count(latent, plan.tile)
+        waiting = min(plan.stats_tiles or count, count) - 1
+        # An encoder's tiles are largest at their start, with their halos; a decoder's at their end, without.
+        mean, most = self._halo_share(latent, plan.tile) if direction == "encode" else (1.0, 1.0)
+        tiles = max(
+            waiting * mean * _tile_bytes(row[:3], height, width) + most * _tile_bytes(row[3:], height, width)
+            for row in constants["tiles"]
+        )
+        tiles += self._width * self.itemsize * area
+        sampled = area > FULL_ATTENTION_MAX_PIXELS
+        mid_block = constants["mid_block_sampled" if sampled else "mid_block"] * area
+        result = values * self.itemsize if direction == "decode" else 0
+        wide = values * 4 if direction == "decode" and self.itemsize < 4 else 0
+        return source + int(max(mid_block, tiles + result, result + wide))
 
-    def _vae(self, way: str, latent: tuple[int, int], tiles: VaeTiles) -> int:
-        """What vae_tiling.encode or decode holds, its input in the VAE's dtype and its result in float32 included."""
-        area = latent[0] * latent[1]
-        pixels = 3 * self.factor**2 * area
-        given = pixels * self.bytes if way == "encode" and self.bytes < 4 else 0
-        if tiles.tile == 0 or tiles.tile >= max(latent):
-            return given + int(self._whole(way) * area)
-        sides = [-(-length // -(-length // tiles.tile)) for length in latent]
-        count = vae_tiling.tile_count(latent, tiles.tile)
-        together = min(tiles.together or count, count)
-        middle = self._middle(way, area > vae_tiling.WHOLE_ATTENTION) * area
-        # A decoder's tiles have used up their borders where they are largest, an encoder's start there with them.
-        mean, most = vae_tiling.border_share(self.vae, latent, tiles.tile) if way == "encode" else (1.0, 1.0)
-        kept = max((together - 1) * mean * waiting + most * busy for waiting, busy in self._tile(way, *sides))
-        kept += self.vae.config["block_out_channels"][-1] * self.bytes * area
-        result = pixels * self.bytes if way == "decode" else 0
-        wide = pixels * 4 if way == "decode" and self.bytes < 4 else 0
-        return given + int(max(middle, kept + result, result + wide))
-
-    @torch.inference_mode()
-    def _measure_network(self) -> tuple[float, float]:
-        """Bytes per latent pixel of embedding a picture, and of ControlNet and UNet given it embedded."""
-        side = 32
-        with torch.device("meta"), FusedAttention():
-            with LiveBytes() as embedding:
-                latent = torch.empty(1, self.channels, side, side)
-                control = torch.empty(1, 3, side * self.factor, side * self.factor)
-                embedded = self._embed(control.to(self.vae.dtype))
-            del control, latent
-            with LiveBytes() as live:
-                latent, embedded = torch.empty(1, self.channels, side, side), embedded.clone()
-                text, tokens = torch.empty(1, 77, self._text), torch.empty(1, 145, self._tokens)
-                self._call(latent, embedded, text, tokens, 999)
-        return embedding.peak / side**2, (live.peak - self._states) / side**2
-
-    @torch.inference_mode()
-    def _measure_whole(self, way: str) -> float:
-        """Bytes per latent pixel of the untiled encoder or decoder, its result in float32 included."""
-        side = 32
-        shape = (self.channels, side, side) if way == "decode" else (3, side * self.factor, side * self.factor)
-        with torch.device("meta"), FusedAttention():
-            part = torch.empty(1, *shape, dtype=self.vae.dtype)
-            with LiveBytes() as live:
-                getattr(self.vae, f"{way}r")(part).float()
-        return live.peak / side**2
-
-    @torch.inference_mode()
-    def _measure_middle(self, way: str, sampled: bool) -> float:
-        """Bytes per latent pixel of the middle block, what it is given included."""
-        side = 8 * vae_tiling.WINDOW if sampled else 32  # one block's keys must not be charged to every pixel
-        block = getattr(self.vae, f"{way}r").mid_block
-        with torch.device("meta"), FusedAttention(), LiveBytes() as live:
-            hidden = torch.empty(1, self.vae.config["block_out_channels"][-1], side, side, dtype=self.vae.dtype)
-            vae_tiling.middle(block, hidden, 4 if sampled else 1)
-        return live.peak / side**2
-
-    @torch.inference_mode()
-    def _measure_tile(self, way: str, height: int, width: int) -> list[tuple[int, int]]:
-        """Between each two norms of a VAE tile of this many latent pixels: what it holds at them, and on the way."""
-        held: list[int] = []
-        peaks: list[int] = []
-        with torch.device("meta"), LiveBytes() as live:
-            for _ in vae_tiling.dry_tile(self.vae, way, (height, width)):
-                held.append(live.now)
-                peaks.append(live.peak)
-                live.peak = live.now
-        source, after = held[0], [*held[1:], held[0]]
-        peaks = [*peaks[1:], live.peak]
-        return [(max(pair) - source, peak - source) for *pair, peak in zip(held, after, peaks, strict=True)]
+    def _halo_share(self, size: Size, tile: int) -> tuple[float, float]:
+        """What encoder tiles over a latent of `size` read, the mean and the most, as a share of an inner tile."""
+        mean = most = 1.0
+        for length in size:
+            spans = [(a * self.factor, b * self.factor) for a, b in tiling.split_evenly(length, tile)]
+            length *= self.factor
+            read = [b - a for a, b in (tiling.receptive_field(span, length, self._encoder_layers) for span in spans)]
+            inner = (length, length + spans[0][1])
+            start, stop = tiling.receptive_field(inner, 3 * length, self._encoder_layers)
+            mean *= sum(read) / len(read) / (stop - start)
+            most *= max(read) / (stop - start)
+        return mean, most
 
 
-_COLOR = {"wavelet": (3, 4), "dwt": (4, 0), "adain": (5, 0), "none": (2, 0)}
-"""What color_fix.match_color holds at its worst: whole pictures (its two arguments too), and strips of one."""
-
-_FIDELITY = (3, 6)
-"""The same of color_fix.set_fidelity, which follows it."""
-
-
-def _steering(latent: tuple[int, int], particles: int) -> int:
-    """What kds.steer holds: the distances of every pair at every latent pixel, float32, once more while they pool."""
-    return 0 if particles == 1 else 2 * 4 * particles**2 * latent[0] * latent[1]
-
-
-def _token_dim(unet: Any) -> int:
-    for name, parameter in unet.named_parameters():
-        if "image" in name and name.endswith("attn2.to_k.weight"):
-            return parameter.shape[1]
-    raise RuntimeError("the UNet has no image attention")
+def _tile_bytes(coefficients: list[float], height: int, width: int) -> float:
+    """Bytes of a VAE tile; because of halos they grow with the sides too."""
+    area, side, constant = coefficients
+    return area * height * width + side * (height + width) + constant

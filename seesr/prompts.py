@@ -1,4 +1,4 @@
-"""Tags and the user's words become a prompt, and the prompt becomes CLIP text states."""
+"""Prompts: composed of tags and the user's words, and encoded as CLIP text states."""
 
 import logging
 from collections.abc import Sequence
@@ -11,21 +11,19 @@ log = logging.getLogger(__name__)
 
 
 class PromptEncoder:
-    """Composes prompts that fit the text encoder and keeps the states of the latest ones."""
+    """Composes prompts that fit the text encoder and caches the text states of the latest ones."""
 
     CACHED = 8
 
     def __init__(self, tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel) -> None:
-        self.tokenizer = tokenizer
-        self.text_encoder = text_encoder
+        self.tokenizer, self.text_encoder = tokenizer, text_encoder
         self.length: int = text_encoder.config.max_position_embeddings  # 77
         self._states: dict[str, Tensor] = {}
 
     def compose(self, tags: Sequence[str], user_prompt: str, positive_prompt: str) -> str:
-        """Tags, the user's words and the quality words as one comma-separated prompt of at most 77 tokens.
+        """Tags, user_prompt and positive_prompt as one comma-separated prompt of at most 77 tokens, without empty items.
 
-        Where they don't fit, the last tags go: upstream cuts the end of the text instead, so that a long tag list
-        loses the quality words and the user's own. No empty items (upstream: "tags, ,clean").
+        If they don't fit, the last tags are left out; upstream cuts the end, which is the user's words.
         """
         words = [text for text in (user_prompt.strip().rstrip(",").strip(), positive_prompt.strip()) if text]
         count = len(tags)
@@ -37,9 +35,7 @@ class PromptEncoder:
             count -= 1
         if tokens > self.length:
             log.warning(
-                "user_prompt and positive_prompt are %d tokens long, the text encoder reads %d: the end is cut.",
-                tokens,
-                self.length,
+                "user_prompt and positive_prompt have %d tokens: only the first %d are used.", tokens, self.length
             )
         elif count < len(tags):
             log.info("The prompt holds %d of %d tags: the text encoder reads %d tokens.", count, len(tags), self.length)

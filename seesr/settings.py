@@ -1,4 +1,4 @@
-"""What one request asks for, checked once."""
+"""One upscale request, checked once."""
 
 import math
 from dataclasses import dataclass
@@ -8,10 +8,9 @@ ColorFix = Literal["wavelet", "dwt", "adain", "none"]
 OutputFormat = Literal["png", "webp", "jpg"]
 StartPoint = Literal["lr", "noise"]
 
-NEUTRAL = 0.5
-"""The fidelity at which a result stays as the model made it."""
+NEUTRAL_FIDELITY = 0.5  # leaves the model's result unchanged
 
-_RANGES = {
+_RANGES: dict[str, tuple[float, float]] = {
     "num_inference_steps": (1, 4),
     "scale_factor": (1, 8),
     "cfg_scale": (1, 10),
@@ -27,15 +26,16 @@ _CHOICES = {
     "output_format": get_args(OutputFormat),
     "start_point": get_args(StartPoint),
 }
-_WHOLE = ("num_inference_steps", "latent_tiled_size", "latent_tiled_overlap", "output_quality", "seed", "num_particles")
+_TILES = ("latent_tiled_size", "latent_tiled_overlap")
+_INTEGERS = ("num_inference_steps", "output_quality", "seed", "num_particles", *_TILES)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """One request. Names, defaults and ranges are the Cog inputs'; the last two are for callers of the library.
+    """One request. Names, defaults and ranges equal the Cog inputs; the last two fields exist in the library only.
 
-    Sizes of tiles are in latent pixels. 0 means: let the hardware decide the tile, and the tile its overlap.
-    `seed` None means: draw one and report it. Raises ValueError with one sentence for anything out of range.
+    `latent_tiled_size` and `latent_tiled_overlap` are in latent pixels; 0 means automatic, and `seesr.sizes` brings
+    other values into their legal range. `seed` None draws a seed. Raises ValueError for a value out of range.
     """
 
     user_prompt: str = ""
@@ -53,12 +53,12 @@ class Settings:
     use_kds: bool = False
     num_particles: int = 4
     bandwidth: float = 0.6
-    fidelity: float = NEUTRAL
+    fidelity: float = NEUTRAL_FIDELITY
     start_point: StartPoint = "lr"
     conditioning_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in _WHOLE:
+        for name in _INTEGERS:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
                 raise ValueError(f"{name} must be a whole number, got {value!r}")
@@ -69,31 +69,21 @@ class Settings:
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
-        self._check_tiles()
+        for name in _TILES:
+            if (value := getattr(self, name)) < 0:
+                raise ValueError(f"{name} must be 0 (automatic) or more, got {value}")
 
     @property
     def particles(self) -> int:
-        """How many runs of the picture there are: one without kernel density steering."""
+        """Number of particles: 1 without kernel density steering."""
         return self.num_particles if self.use_kds else 1
 
     @property
     def branches(self) -> int:
-        """How many prompts each tile is denoised by: guidance adds the negative one."""
+        """Number of prompts per tile: guidance adds the negative prompt."""
         return 2 if self.cfg_scale > 1 else 1
 
     @property
     def network_calls(self) -> int:
-        """How often each tile goes through ControlNet and UNet."""
+        """How often each tile runs through ControlNet and UNet."""
         return self.num_inference_steps * self.particles * self.branches
-
-    def _check_tiles(self) -> None:
-        tile, overlap = self.latent_tiled_size, self.latent_tiled_overlap
-        if tile != 0 and not 8 <= tile <= 1024:
-            raise ValueError(f"latent_tiled_size must be 0 (decided by the GPU) or between 8 and 1024, got {tile}")
-        if overlap < 0:
-            raise ValueError(f"latent_tiled_overlap must be 0 (decided by the tile) or more, got {overlap}")
-        if tile and overlap > tile // 2:
-            raise ValueError(
-                f"latent_tiled_overlap must be at most half of latent_tiled_size ({tile}), got {overlap}; "
-                "lower it, or leave it at 0 to have it chosen"
-            )

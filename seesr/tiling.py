@@ -8,20 +8,18 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-LEAST = 64
-"""What tiles don't shrink below: SD-Turbo and SeeSR were trained on latents of 64."""
+from seesr.sizes import Size, default_overlap, tile_count, tile_side
 
 
 @dataclass(frozen=True)
 class TileGrid:
-    """Equal tiles that cover a (height, width) latent, with separable blend weights.
+    """Equal tiles that cover a latent, with separable blend weights. All sizes are (height, width) in latent pixels.
 
-    `tile` is (height, width); `tops` and `lefts` are the tiles' offsets; `weight_y` and `weight_x` are a tile's
-    weights along each axis (tile height and width values, above 0). All sizes are in latent pixels.
+    `tops` and `lefts` are the tiles' offsets. `weight_y` (tile height,) and `weight_x` (tile width,) are positive.
     """
 
-    size: tuple[int, int]
-    tile: tuple[int, int]
+    size: Size
+    tile: Size
     tops: tuple[int, ...]
     lefts: tuple[int, ...]
     weight_y: Tensor
@@ -55,8 +53,8 @@ class TileGrid:
             if total is None:
                 total = result.new_zeros((*result.shape[:2], *self.size), dtype=torch.float32)
             rows, columns = slice(top, top + self.tile[0]), slice(left, left + self.tile[1])
-            part = (weight * share[rows, columns]).to(result.device, torch.float32)
-            total[:, :, rows, columns] += result.float() * part
+            weighted = (weight * share[rows, columns]).to(result.device, torch.float32)
+            total[:, :, rows, columns] += result.float() * weighted
         assert total is not None
         return total
 
@@ -67,39 +65,29 @@ class TileGrid:
         return total
 
 
-def tile_grid(size: tuple[int, int], tile: int, overlap: int = 0) -> TileGrid:
-    """Cover a latent of `size` (height, width) with tiles of side `tile` that overlap by at least `overlap`.
+def tile_grid(size: Size, tile: int, overlap: int = 0) -> TileGrid:
+    """Cover a latent of `size` with tiles of side `tile` that overlap by at least `overlap` (0: the default overlap).
 
     An axis no longer than `tile` gets one tile of its own length, so tiles may be oblong (the reference decides by
-    area and shrinks tiles to squares). Tiles lie evenly, so there is no last sliver of double work, and shrink, in
-    steps of 8, to what their number needs. `overlap` 0 means an eighth of the tile. Weights rise over the overlap as
-    sin², which hides seams at any overlap.
+    area and shrinks tiles to squares). Tiles lie evenly and are made as small as an even grid allows. Weights rise over
+    the overlap as sin², which hides seams at any overlap. Raises ValueError for an overlap as long as the tile.
     """
-    overlap = overlap or math.ceil(tile / 8)
+    overlap = overlap or default_overlap(tile)
     if not 0 < overlap < tile:
         raise ValueError(f"latent_tiled_overlap must be smaller than the tile ({tile}), got {overlap}; lower it")
-    counts = [_count(length, tile, overlap) for length in size]
-    sides = [_side(length, tile, overlap, count) for length, count in zip(size, counts, strict=True)]
+    counts = [tile_count(length, tile, overlap) for length in size]
+    sides = [tile_side(length, tile, overlap, count) for length, count in zip(size, counts, strict=True)]
     tops, lefts = (_even_starts(*axis) for axis in zip(size, sides, counts, strict=True))
-    weight_y, weight_x = (_ramp(side, min(overlap, side // 2)) for side in sides)
+    weight_y, weight_x = (blend_weights(side, min(overlap, side // 2)) for side in sides)
     return TileGrid(size, (sides[0], sides[1]), tops, lefts, weight_y, weight_x)
 
 
-def _count(length: int, tile: int, overlap: int) -> int:
-    return 1 if length <= tile else math.ceil((length - overlap) / (tile - overlap))
-
-
-def _side(length: int, tile: int, overlap: int, count: int) -> int:
-    """The smallest multiple of 8 that covers `length` with `count` tiles, at least LEAST, at most `tile`."""
-    needed = -(-(length + (count - 1) * overlap) // (8 * count)) * 8
-    return min(length, tile, max(needed, LEAST))
+def blend_weights(length: int, overlap: int) -> Tensor:
+    """Weights (length,) of a tile along one axis, float64: sin² over `overlap` at both ends, 1 between."""
+    distance = torch.arange(length, dtype=torch.float64) + 0.5
+    edge = torch.minimum(distance, length - distance)
+    return (edge / max(overlap, 0.5)).clamp(max=1).mul(math.pi / 2).sin().square()
 
 
 def _even_starts(length: int, tile: int, count: int) -> tuple[int, ...]:
     return tuple(round(i * (length - tile) / (count - 1)) for i in range(count)) if count > 1 else (0,)
-
-
-def _ramp(length: int, overlap: int) -> Tensor:
-    distance = torch.arange(length, dtype=torch.float64) + 0.5
-    edge = torch.minimum(distance, length - distance)
-    return (edge / max(overlap, 0.5)).clamp(max=1).mul(math.pi / 2).sin().square()

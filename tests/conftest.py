@@ -11,8 +11,8 @@ if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # processes side by 
 
 import pytest
 import torch
-from convert import convert
-from golden import UPSTREAM
+from scripts.convert import convert
+from tests.golden import UPSTREAM
 
 from seesr.pipeline import SeeSR
 

@@ -1,4 +1,4 @@
-"""The reference's recorded outputs and its tiny checkpoints in upstream's own formats, unpacked once per run.
+"""The reference's recorded outputs, and its tiny checkpoints in upstream's own formats, unpacked once per run.
 
 Recorded by running cswry/SeeSR on small random weights of the real structure, fp32 on a CPU. Weights are stored in
 fp16 and the outputs were computed from exactly those values. In the text encoder the rows of words that no test says
@@ -7,13 +7,24 @@ are zero, and RAM's caption half is left out but for a few tensors, so that the 
 
 import atexit
 import json
+import math
+import os
 import shutil
 import tarfile
 import tempfile
 from pathlib import Path
 
+# The recorded outputs come from AVX2 kernels; others differ from them by as much as some tests allow.
+os.environ |= {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "MKL_CBWR": "AVX2"}
+
+import torch
 from safetensors.torch import load_file
 from torch import Tensor
+
+from scripts.convert import convert
+from seesr.pipeline import SeeSR
+from seesr.settings import Settings
+from seesr.tiling import TileGrid
 
 DATA = Path(__file__).parent / "data"
 ROOT = Path(tempfile.mkdtemp(prefix="seesr-golden-"))
@@ -34,3 +45,83 @@ def recorded(name: str) -> dict[str, Tensor]:
 def manifest(name: str) -> dict:
     """Full-size tensor names -> shapes of an upstream file, or its config."""
     return json.loads((ROOT / "recorded/manifests.json").read_text())[name]
+
+
+UNET = recorded("unet")
+UNET_CASES = {"t999_b2_16x24": (999, 1.0), "t249_b2_8x40": (249, 0.7)}
+"""A recorded ControlNet and UNet call -> its timestep and conditioning scale."""
+
+LOOP = recorded("pipeline") | {"tokens": recorded("ram")["lr_a.image_embeds"]}
+LOOP_CASES: dict[str, dict] = json.loads((DATA / "pipeline.json").read_text())
+"""A recorded denoising loop -> its settings."""
+
+PROMPTS: list[str] = json.loads((DATA / "text.json").read_text())["prompts"]
+"""The prompts of the recorded text states, in their order."""
+
+
+def convert_golden(out: Path) -> Path:
+    """The reference's tiny random weights as our converter bundles them, in fp32."""
+    ram = UPSTREAM / "ram"
+    convert(
+        UPSTREAM / "sd_turbo",
+        UPSTREAM / "seesr",
+        ram / "ram_swin_large_14m.pth",
+        ram / "DAPE.pth",
+        ram / "ram_tag_list.txt",
+        ram / "ram_tag_list_threshold.txt",
+        out,
+        dtype=torch.float32,
+        process_size=160,
+    )
+    return out
+
+
+def predict(seesr: SeeSR, case: str, t: int, conditioning_scale: float) -> Tensor:
+    """Run a recorded ControlNet and UNet call."""
+    return seesr.predict_noise(
+        UNET[f"{case}.sample"],
+        t,
+        UNET[f"{case}.controlnet_cond"] / 255,
+        UNET[f"{case}.encoder_hidden_states"],
+        UNET[f"{case}.image_encoder_hidden_states"].float(),
+        conditioning_scale=conditioning_scale,
+    )
+
+
+def sample(seesr: SeeSR, name: str) -> Tensor:
+    """Run a recorded loop with its recorded noise; tiled ones with the reference's grid and weights."""
+    case = LOOP_CASES[name]
+    control = LOOP[case["control"]].permute(2, 0, 1)[None] / 255
+    settings = Settings(
+        num_inference_steps=case["steps"],
+        cfg_scale=case["guidance"],
+        conditioning_scale=case["conditioning_scale"],
+        start_point=case["start_point"],
+    )
+    size = (control.shape[2] // 8, control.shape[3] // 8)
+    return seesr.sample(
+        control,
+        LOOP["text"],
+        LOOP["tokens"],
+        settings,
+        noise=lambda draw, shape: LOOP[f"{name}.noise_{draw}"].reshape(shape),
+        negative_text=LOOP["negative_text"],
+        grid=reference_grid(size, case["latent_tiled_size"], case["latent_tiled_overlap"]),
+    )
+
+
+def reference_grid(size: tuple[int, int], tile: int, overlap: int) -> TileGrid:
+    """Upstream's tiles: by area, square, the last shifted back inside, Gaussian weights half a pixel off in y."""
+    if size[0] * size[1] <= tile**2:
+        return TileGrid(size, size, (0,), (0,), torch.ones(size[0]), torch.ones(size[1]))
+    tile = min(tile, *size)
+
+    def starts(length: int) -> tuple[int, ...]:
+        count = max(1, math.ceil((length - tile) / (tile - overlap)) + 1)
+        return tuple(min(i * (tile - overlap), length - tile) for i in range(count))
+
+    def gauss(center: float) -> Tensor:
+        position = torch.arange(tile, dtype=torch.float64)
+        return torch.exp(-(((position - center) / tile) ** 2) / 0.02) / math.sqrt(0.02 * math.pi)
+
+    return TileGrid(size, (tile, tile), starts(size[0]), starts(size[1]), gauss(tile / 2), gauss((tile - 1) / 2))

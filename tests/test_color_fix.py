@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from golden import recorded
 from torch import Tensor
 
 from seesr.color_fix import low_frequencies, match_color, set_fidelity
 from seesr.settings import ColorFix
+from tests.golden import recorded
 
 RECORDED = recorded("colour")
 

@@ -23,7 +23,7 @@ from seesr.settings import Settings
     ],
 )
 def test_known_cards(card: str, memory: float, name: str) -> None:
-    assert hardware._match(card, memory) is GPUS[name]
+    assert hardware.profile_of_card(card, memory) is GPUS[name]
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def test_known_cards(card: str, memory: float, name: str) -> None:
 def test_other_cards_get_one_that_fits_and_are_told(
     card: str, memory: float, most: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert hardware._match(card, memory).memory == most
+    assert hardware.profile_of_card(card, memory).memory == most
     assert f"The card {card}" in caplog.text
 
 
@@ -53,9 +53,8 @@ def test_profiles_are_those_of_their_cards() -> None:
     for name, profile in GPUS.items():
         assert profile.name == name
         assert profile.dtype == torch.float16
-        assert profile.overlap >= 0.12 * profile.latent_tile
         assert profile.output_pixels == 8192**2
-        assert profile.latent_tile == 64  # one for all: a seed gives the same picture on every card
+        assert profile.latent_tile == 64  # one for all: a seed gives the same image on every card
         assert profile.tile_batch == {16: 8, 48: 16, 80: 32}[profile.memory]
         assert profile.vae_tile == (128 if profile.memory == 16 else 0)
 
@@ -74,10 +73,8 @@ def test_a_real_card_has_a_profile() -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 @pytest.mark.parametrize(("dtype", "levels"), [(torch.float32, 1), (torch.float16, 4)])
-def test_a_seed_gives_the_same_picture_on_a_gpu(
-    tiny: SeeSR, tiny_bundle: Path, dtype: torch.dtype, levels: int
-) -> None:
-    picture = images.open_image(Path(__file__).parent / "data/astronaut.jpg").rgb.crop((100, 40, 160, 90))
+def test_a_seed_gives_the_same_image_on_a_gpu(tiny: SeeSR, tiny_bundle: Path, dtype: torch.dtype, levels: int) -> None:
+    image = images.open_image(Path(__file__).parent / "data/astronaut.jpg").rgb.crop((100, 40, 160, 90))
     card = SeeSR.load(tiny_bundle, "cuda", dtype)
-    here, there = (images.to_tensor(seesr.upscale(picture, Settings(seed=1)).image) * 255 for seesr in (tiny, card))
+    here, there = (images.to_tensor(seesr.upscale(image, Settings(seed=1)).image) * 255 for seesr in (tiny, card))
     assert (here - there).abs().max() <= levels + 0.01

@@ -10,17 +10,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from seesr import images, kds, pipeline
+from seesr import denoise, images, kds
 from seesr.pipeline import SeeSR
 from seesr.settings import Settings
 
 
-def slow(x0: Tensor, bandwidth: float, patch: int) -> Tensor:
-    """The definition, patch by patch; sides that are multiples of the patch."""
+def slow(x0: Tensor, bandwidth: float) -> Tensor:
+    """The definition, one latent pixel after the other."""
     values = x0.double()
     runs, _, height, width = values.shape
-    cells = [(y, x) for y in range(0, height, patch) for x in range(0, width, patch)]
-    cut = {(n, y, x): values[n, :, y : y + patch, x : x + patch] for n in range(runs) for y, x in cells}
+    cells = [(y, x) for y in range(height) for x in range(width)]
+    cut = {(n, y, x): values[n, :, y, x] for n in range(runs) for y, x in cells}
 
     def apart(y: int, x: int, i: int, j: int) -> float:
         return (cut[i, y, x] - cut[j, y, x]).square().mean().sqrt().item()
@@ -32,19 +32,16 @@ def slow(x0: Tensor, bandwidth: float, patch: int) -> Tensor:
         for i in range(runs):
             weights = [math.exp(-(apart(y, x, i, j) ** 2) / (2 * scale**2)) for j in range(runs)]
             moved = sum(w * cut[j, y, x] for j, w in enumerate(weights)) / sum(weights)
-            result[i, :, y : y + patch, x : x + patch] = moved
+            result[i, :, y, x] = moved
     return result
 
 
 @pytest.mark.parametrize("runs", [2, 5])
-@pytest.mark.parametrize("patch", [1, 2])
 @pytest.mark.parametrize("bandwidth", [0.1, 0.4, 0.8])
-def test_steering_is_its_definition(runs: int, patch: int, bandwidth: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_steering_is_its_definition(runs: int, bandwidth: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kds, "CHUNK", 7 * runs**2)  # several parts
     x0 = torch.randn(runs, 3, 6, 8, generator=torch.Generator().manual_seed(1))
-    torch.testing.assert_close(
-        kds.steer(x0, bandwidth, patch=patch).double(), slow(x0, bandwidth, patch), atol=1e-5, rtol=0
-    )
+    torch.testing.assert_close(kds.steer(x0, bandwidth).double(), slow(x0, bandwidth), atol=1e-5, rtol=0)
 
 
 def test_runs_go_where_most_agree() -> None:
@@ -58,7 +55,7 @@ def test_runs_go_where_most_agree() -> None:
 
 
 def test_steering_beats_the_mean_and_the_choice_where_places_have_two_modes() -> None:
-    """Each place is one of two things in each run, -1 or 1, and a little noise: a picture must decide, not blend."""
+    """Each place is one of two things in each run, -1 or 1, and a little noise: a image must decide, not blend."""
     random = torch.Generator().manual_seed(5)
     side = torch.where(torch.rand(8, 1, 12, 12, generator=random) < 0.7, 1.0, -1.0)
     runs = side + 0.3 * torch.randn(8, 4, 12, 12, generator=random)
@@ -86,9 +83,6 @@ def test_what_stays_as_it_is() -> None:
     assert kds.steer(one, 0.3).equal(one)
     equal = torch.ones(3, 4, 5, 5)
     assert kds.steer(equal, 0.3).equal(equal)
-    several = torch.randn(4, 4, 5, 7)
-    assert kds.steer(several, 0.3, strength=0).equal(several)
-    assert kds.steer(several, 0.3, patch=2).shape == several.shape
     assert kds.nearest_to_mean(one) == 0
 
 
@@ -98,8 +92,8 @@ def test_the_bandwidth_means_the_same_at_every_scale() -> None:
 
 
 def levels(seesr: SeeSR, **settings: object) -> np.ndarray:
-    picture = images.to_image(torch.rand(1, 3, 40, 56, generator=torch.Generator().manual_seed(4)))
-    return np.asarray(seesr.upscale(picture, Settings(seed=6, **settings)).image).astype(int)  # type: ignore[arg-type]
+    image = images.to_image(torch.rand(1, 3, 40, 56, generator=torch.Generator().manual_seed(4)))
+    return np.asarray(seesr.upscale(image, Settings(seed=6, **settings)).image).astype(int)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("steps", [1, 2])
@@ -119,8 +113,8 @@ def test_every_dial_acts(tiny: SeeSR, steps: int) -> None:
 
 @pytest.mark.slow
 def test_tiles_batches_and_guidance_change_nothing_but_rounding(tiny: SeeSR) -> None:
-    batched = SeeSR(tiny.parts, replace(tiny.profile, tile_batch=3))
-    for settings in ({"latent_tiled_size": 24}, {"cfg_scale": 2.0}):
+    batched = SeeSR(tiny.components, replace(tiny.profile, tile_batch=3))
+    for settings in ({"latent_tiled_size": 32}, {"cfg_scale": 2.0}):
         one, three = (
             levels(seesr, use_kds=True, num_particles=4, num_inference_steps=2, **settings) for seesr in (tiny, batched)
         )
@@ -129,15 +123,15 @@ def test_tiles_batches_and_guidance_change_nothing_but_rounding(tiny: SeeSR) -> 
 
 def test_particles_share_all_but_the_denoising(tiny: SeeSR) -> None:
     seen: dict[str, list[int]] = {}
-    vae: Any = tiny.parts.vae
-    parts = {"encoder": vae.encoder.conv_in, "decoder": vae.decoder.conv_in, "unet": tiny.parts.unet}
+    vae: Any = tiny.components.vae
+    modules = {"encoder": vae.encoder.conv_in, "decoder": vae.decoder.conv_in, "unet": tiny.components.unet}
 
     def watch(name: str) -> Callable[..., None]:
         return lambda _module, _inputs, output: seen.setdefault(name, []).append(
             len(output[0] if name == "unet" else output)
         )
 
-    hooks = [part.register_forward_hook(watch(name)) for name, part in parts.items()]
+    hooks = [module.register_forward_hook(watch(name)) for name, module in modules.items()]
     levels(tiny, use_kds=True, num_particles=3, num_inference_steps=2)
     for hook in hooks:
         hook.remove()
@@ -145,10 +139,10 @@ def test_particles_share_all_but_the_denoising(tiny: SeeSR) -> None:
 
 
 def test_running_out_of_memory_halves_the_batch_of_particles(tiny: SeeSR, monkeypatch: pytest.MonkeyPatch) -> None:
-    batched = SeeSR(tiny.parts, replace(tiny.profile, tile_batch=4))
-    picture = images.to_image(torch.rand(1, 3, 40, 56, generator=torch.Generator().manual_seed(4)))
+    batched = SeeSR(tiny.components, replace(tiny.profile, tile_batch=4))
+    image = images.to_image(torch.rand(1, 3, 40, 56, generator=torch.Generator().manual_seed(4)))
     settings = Settings(num_inference_steps=2, seed=6, use_kds=True, num_particles=4)
-    wanted, real, sizes = batched.upscale(picture, settings), pipeline.call_networks, []
+    wanted, real, sizes = batched.upscale(image, settings), denoise.run_controlnet_unet, []
 
     def failing(controlnet: object, unet: object, latent: Tensor, *others: object) -> Tensor:
         sizes.append(len(latent))
@@ -156,8 +150,8 @@ def test_running_out_of_memory_halves_the_batch_of_particles(tiny: SeeSR, monkey
             raise MemoryError
         return real(controlnet, unet, latent, *others)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(pipeline, "call_networks", failing)
-    recovered = batched.upscale(picture, settings)
+    monkeypatch.setattr(denoise, "run_controlnet_unet", failing)
+    recovered = batched.upscale(image, settings)
     assert sizes == [4, 2, 2, 2, 2]
     assert recovered.recoveries == {"out of memory in denoise": 1}
     assert np.abs(np.asarray(recovered.image).astype(int) - np.asarray(wanted.image)).max() <= 1

@@ -1,61 +1,51 @@
-"""The memory model against what an upscale really holds, the plans that follow, and running out all the same."""
+"""The memory model against what an upscale really holds, the plans that follow, and retry on out-of-memory."""
 
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from golden import manifest
+from scripts.bench import random_bundle
 from torch import Tensor
 
-from seesr import hardware, images, pipeline, vae_tiling, weights
-from seesr.memory import FusedAttention, LiveBytes, MemoryModel, Plan, VaeTiles, attempt
+from scripts.dry_run import FusedAttention, TensorMemoryTracker
+from seesr import denoise, hardware, images, pipeline, sizes
+from seesr.bundle import Components
+from seesr.context import UpscaleContext
+from seesr.memory import MemoryModel, TilePlan, VaeTilePlan, retry_on_oom
 from seesr.pipeline import SeeSR
-from seesr.run import Run
 from seesr.settings import ColorFix, Settings
-from seesr.upsampling import double_by_phases
+from seesr.vae import attention, tiling
 
-EXACT = Plan(128, 16, 1, VaeTiles(256), VaeTiles(256))
+EXACT = TilePlan(128, 16, 1, VaeTilePlan(256), VaeTilePlan(256))
 STAGES = ("tag", "text", "resize", "encode", "denoise", "decode", "color")
 
 
 @pytest.fixture(scope="module")
-def full_size() -> MemoryModel:
-    return build_full_size()
-
-
-def build_full_size() -> MemoryModel:
+def full_size() -> Components:
     """Of the real widths, without their weights, in fp16."""
-    unet = weights.build_empty(lambda: weights.build_unet(manifest("seesr_unet_config"), 512)).half()
-    controlnet = weights.build_empty(lambda: weights.build_controlnet(manifest("seesr_controlnet_config"), 512)).half()
-    controlnet.controlnet_cond_embedding.__class__ = pipeline.EmbedOnce
-    widths = {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "norm_num_groups": 32}
-    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
-    build: Any = AutoencoderKL
-    vae = weights.build_empty(lambda: build(**widths, **blocks, latent_channels=4)).half()
-    double_by_phases(vae.decoder)
-    return MemoryModel(controlnet, unet, vae, pipeline.call_networks)
+    return random_bundle.build("meta", torch.float16)
 
 
-def measured(seesr: SeeSR, picture: Tensor, settings: Settings, plan: Plan, patch: pytest.MonkeyPatch) -> dict:
+def measured(seesr: SeeSR, image: Tensor, settings: Settings, plan: TilePlan, patch: pytest.MonkeyPatch) -> dict:
     """Bytes at each stage's worst moment of a real upscale."""
-    live, peaks, stage = LiveBytes(), Counter(), Run.stage
+    tracker, peaks, stage = TensorMemoryTracker(), Counter(), UpscaleContext.stage
 
-    def watched(run: Run, name: str, work: Callable[[], Any]) -> Any:
-        live.peak = live.now
-        result = stage(run, name, work)
-        peaks[name] = max(peaks[name], live.peak)
+    def watched(context: UpscaleContext, name: str, work: Callable[[], Any]) -> Any:
+        tracker.peak = tracker.now
+        result = stage(context, name, work)
+        peaks[name] = max(peaks[name], tracker.peak)
         return result
 
     with patch.context() as within:
-        within.setattr(Run, "stage", watched)
+        within.setattr(UpscaleContext, "stage", watched)
         within.setattr(seesr, "plan", lambda *_: plan)
-        with live:
-            seesr.upscale(images.to_image(picture), settings)
+        with tracker:
+            seesr.upscale(images.to_image(image), settings)
     return peaks
 
 
@@ -69,9 +59,14 @@ def measured(seesr: SeeSR, picture: Tensor, settings: Settings, plan: Plan, patc
             (120, 160),
             1,
             1.0,
-            replace(EXACT, latent_tile=64, overlap=8, encode=VaeTiles(64), decode=VaeTiles(64), strip=256),
+            replace(EXACT, latent_tile=64, overlap=8, encode=VaeTilePlan(64), decode=VaeTilePlan(64), strip=256),
         ),
-        ((120, 160), 3, 1.0, replace(EXACT, latent_tile=64, overlap=8, encode=VaeTiles(32), decode=VaeTiles(24, 4))),
+        (
+            (120, 160),
+            3,
+            1.0,
+            replace(EXACT, latent_tile=64, overlap=8, encode=VaeTilePlan(32), decode=VaeTilePlan(24, 4)),
+        ),
     ],
 )
 def test_predicted_peaks_are_the_measured_ones(
@@ -81,11 +76,11 @@ def test_predicted_peaks_are_the_measured_ones(
     size: tuple[int, int],
     steps: int,
     guidance: float,
-    plan: Plan,
+    plan: TilePlan,
 ) -> None:
     seesr: SeeSR = request.getfixturevalue(bundle)
     settings = Settings(num_inference_steps=steps, cfg_scale=guidance, seed=1)
-    padded = seesr._padded_size((4 * size[0], 4 * size[1]))
+    padded = seesr.sizes(size, 4.0)[2]
     predicted = seesr.memory.peaks(padded, settings, plan)
     real = measured(seesr, torch.rand(1, 3, *size), settings, plan, monkeypatch)
     assert max(predicted.values()) == pytest.approx(max(real.values()), rel=0.15)
@@ -94,12 +89,10 @@ def test_predicted_peaks_are_the_measured_ones(
 
 
 @pytest.mark.parametrize("tile", [0, 40])
-def test_a_picture_that_is_reduced_to_be_encoded_is_counted(
-    tiny: SeeSR, monkeypatch: pytest.MonkeyPatch, tile: int
-) -> None:
-    monkeypatch.setattr(vae_tiling, "WHOLE_ATTENTION", 60 * 80)
-    plan = replace(EXACT, encode=VaeTiles(tile))
-    assert plan.encoded((120, 160)) == (60, 80)
+def test_encoding_at_a_smaller_size_is_counted(tiny: SeeSR, monkeypatch: pytest.MonkeyPatch, tile: int) -> None:
+    monkeypatch.setattr(sizes, "ENCODE_MAX_PIXELS", 60 * 80)
+    plan = replace(EXACT, encode=VaeTilePlan(tile))
+    assert plan.encode_size((120, 160)) == (60, 80)
     settings = Settings(num_inference_steps=1, seed=1)
     predicted = tiny.memory.peaks((480, 640), settings, plan)
     real = measured(tiny, torch.rand(1, 3, 120, 160), settings, plan, monkeypatch)
@@ -115,7 +108,7 @@ def test_particles_are_counted(
     predicted = tiny.memory.peaks((4 * side, 6 * side), settings, plan)
     real = measured(tiny, torch.rand(1, 3, side, side * 3 // 2), settings, plan, monkeypatch)
     assert predicted["denoise"] == pytest.approx(real["denoise"], rel=0.2)
-    assert plan.smaller("denoise", (32, 32), particles=8) == replace(plan, tile_batch=2)
+    assert plan.shrink("denoise", (32, 32), particles=8) == replace(plan, tile_batch=2)
 
 
 @pytest.mark.parametrize("color_fix", ["wavelet", "dwt", "none"])
@@ -127,29 +120,30 @@ def test_the_fidelity_dial_is_counted(tiny: SeeSR, monkeypatch: pytest.MonkeyPat
     assert predicted["color"] == pytest.approx(real["color"], rel=0.15)
 
 
-@pytest.mark.parametrize("way", ["encode", "decode"])
-def test_sampled_attention_is_predicted_by_the_pixel(full_size: MemoryModel, way: str) -> None:
-    """What the middle block of a large picture holds grows with its pixels, not with its blocks."""
-    block = getattr(full_size.vae, f"{way}r").mid_block
-    with torch.inference_mode(), torch.device("meta"), FusedAttention(), LiveBytes() as live:
+@pytest.mark.parametrize("direction", ["encode", "decode"])
+def test_sampled_attention_is_predicted_by_the_pixel(full_size: Components, direction: str) -> None:
+    """What the middle block of a large image holds grows with its pixels, not with its windows."""
+    block = getattr(full_size.vae, f"{direction}r").mid_block
+    with torch.inference_mode(), torch.device("meta"), FusedAttention(), TensorMemoryTracker() as tracker:
         hidden = torch.empty(1, 512, 1024, 1024, dtype=torch.float16)
-        vae_tiling.middle(block, hidden)
-    assert full_size._middle(way, True) == pytest.approx(live.peak / 1024**2, rel=0.2)
+        attention.mid_block(block, hidden)
+    predicted = full_size.memory_constants[direction]["mid_block_sampled"]
+    assert predicted == pytest.approx(tracker.peak / 1024**2, rel=0.2)
 
 
-def test_live_bytes_counts_what_lives() -> None:
-    with LiveBytes() as live:
+def test_the_tracker_counts_what_lives() -> None:
+    with TensorMemoryTracker() as tracker:
         first = torch.zeros(1000)
         second = first + 1
-        assert live.now == 8000
+        assert tracker.now == 8000
         view = second[10:].view(-1)
         del first
-        assert live.now == 4000
+        assert tracker.now == 4000
         del second
-        assert live.now == 4000
+        assert tracker.now == 4000
         del view
-        assert live.now == 0
-    assert live.peak == 8000
+        assert tracker.now == 0
+    assert tracker.peak == 8000
 
 
 @pytest.mark.slow
@@ -166,30 +160,30 @@ def test_a_plan_shrinks_until_it_fits(golden: SeeSR) -> None:
 
 
 def test_what_shrinks_in_which_order() -> None:
-    latent, plan = (256, 200), Plan(128, 16, 4, VaeTiles(0), VaeTiles(0))
+    latent, plan = (256, 200), TilePlan(128, 16, 4, VaeTilePlan(0), VaeTilePlan(0))
     seen = []
-    while (smaller := plan.smaller("denoise", latent)) is not None:
+    while (smaller := plan.shrink("denoise", latent)) is not None:
         plan = smaller
         seen.append((plan.latent_tile, plan.overlap, plan.tile_batch))
     assert seen == [(128, 16, 2), (128, 16, 1), (64, 16, 1), (32, 8, 1), (16, 4, 1)]
     seen = []
-    while (smaller := plan.smaller("decode", latent)) is not None:
+    while (smaller := plan.shrink("decode", latent)) is not None:
         plan = smaller
-        seen.append((plan.decode.tile, plan.decode.together))
+        seen.append((plan.decode.tile, plan.decode.stats_tiles))
     assert seen == [(128, None), (64, None), (64, 8), (32, 8), (16, 8)]
-    assert plan.encode == VaeTiles(0)
-    assert plan.smaller("color", latent) == replace(plan, strip=256)
-    assert replace(plan, strip=128).smaller("color", latent) is None
-    assert plan.smaller("tag", latent) is None
+    assert plan.encode == VaeTilePlan(0)
+    assert plan.shrink("color", latent) == replace(plan, strip=256)
+    assert replace(plan, strip=128).shrink("color", latent) is None
+    assert plan.shrink("tag", latent) is None
 
 
 PLACES = {
-    "tag": (SeeSR, "_tag"),
-    "text": (SeeSR, "_conditions"),
-    "resize": (SeeSR, "_control"),
-    "encode": (vae_tiling, "encode"),
-    "denoise": (pipeline, "call_networks"),
-    "decode": (vae_tiling, "decode"),
+    "tag": (SeeSR, "tag"),
+    "text": (SeeSR, "encode_text"),
+    "resize": (images, "resize"),
+    "encode": (tiling, "encode"),
+    "denoise": (denoise, "run_controlnet_unet"),
+    "decode": (tiling, "decode"),
     "color": (pipeline, "match_color"),
 }
 
@@ -216,18 +210,18 @@ def run_out(patch: pytest.MonkeyPatch, stage: str, times: int, error: Exception)
     [torch.cuda.OutOfMemoryError("CUDA out of memory"), pytest.param(MemoryError(), marks=pytest.mark.slow)],
     ids=["cuda", "host"],
 )
-def test_running_out_of_memory_anywhere_gives_the_picture_of_smaller_tiles(
+def test_running_out_of_memory_anywhere_gives_the_image_of_smaller_tiles(
     golden: SeeSR, monkeypatch: pytest.MonkeyPatch, stage: str, error: Exception
 ) -> None:
-    picture = images.to_image(torch.rand(1, 3, 60, 80, generator=torch.Generator().manual_seed(1)))
+    image = images.to_image(torch.rand(1, 3, 60, 80, generator=torch.Generator().manual_seed(1)))
     settings = Settings(num_inference_steps=2, seed=5, latent_tiled_size=32)
     with monkeypatch.context() as within:
         run_out(within, stage, 1, error)
-        recovered = golden.upscale(picture, settings)
+        recovered = golden.upscale(image, settings)
     assert recovered.recoveries == {f"out of memory in {stage}": 1}
     with monkeypatch.context() as within:
         within.setattr(golden, "plan", lambda *_: recovered.plan)
-        undisturbed = golden.upscale(picture, settings)
+        undisturbed = golden.upscale(image, settings)
     assert undisturbed.recoveries == {}
     assert recovered.image.tobytes() == undisturbed.image.tobytes()
     if stage in ("denoise", "decode", "encode", "color"):
@@ -249,7 +243,7 @@ def test_other_errors_pass() -> None:
         raise RuntimeError("a shape is wrong")
 
     with pytest.raises(RuntimeError, match="a shape is wrong"):
-        attempt("tag", broken)
+        retry_on_oom("tag", broken)
     assert hardware.is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory"))
     assert not hardware.is_out_of_memory(ValueError("CUDA out of memory"))
 
@@ -257,19 +251,24 @@ def test_other_errors_pass() -> None:
 def test_the_container_s_limit_counts(tmp_path: Path) -> None:
     for name, text in (("memory.max", "1000\n"), ("memory.current", "400\n"), ("memory.stat", "inactive_file 50\n")):
         (tmp_path / name).write_text(text)
-    assert hardware._cgroup_memory(tmp_path) == 650
+    assert hardware.cgroup_memory(tmp_path) == 650
     (tmp_path / "memory.max").write_text("max\n")
-    assert hardware._cgroup_memory(tmp_path) == 2**62
-    assert hardware._cgroup_memory(tmp_path / "none") == 2**62
+    assert hardware.cgroup_memory(tmp_path) == 2**62
+    assert hardware.cgroup_memory(tmp_path / "none") == 2**62
     assert 0 < hardware.free_memory("cpu") < 2**50
 
 
-def test_the_real_models_fit_a_card_of_16_gb(full_size: MemoryModel) -> None:
+def test_a_tenth_of_the_free_memory_is_held_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware.psutil, "virtual_memory", lambda: SimpleNamespace(available=1_000_000))
+    assert hardware.free_memory("cpu") == 900_000
+
+
+def test_the_real_models_fit_a_card_of_16_gb(full_size: Components) -> None:
     """Up to 8192 x 8192 beside 4.2 GB of weights, by the memory model, with the T4's tiles; 2048 x 2048 exactly."""
-    t4, settings = hardware.GPUS["t4"], Settings(num_inference_steps=4)
-    wanted = Plan(t4.latent_tile, t4.overlap, t4.tile_batch, VaeTiles(t4.vae_tile), VaeTiles(t4.vae_tile))
-    free = int(0.9 * (15.5e9 - 4.2e9))
+    settings = Settings(num_inference_steps=4)
+    wanted, free = TilePlan.wanted(hardware.GPUS["t4"], settings), int(0.9 * (15.5e9 - 4.2e9))
+    model = MemoryModel(full_size.controlnet, full_size.vae, full_size.memory_constants)
     for side in (2048, 4096, 8192):
-        plan = full_size.fit((side, side), settings, wanted, free)
-        assert max(full_size.peaks((side, side), settings, plan).values()) <= free
-        assert (plan.decode.together is None) == (side == 2048)
+        plan = model.fit((side, side), settings, wanted, free)
+        assert max(model.peaks((side, side), settings, plan).values()) <= free
+        assert (plan.decode.stats_tiles is None) == (side == 2048)

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from golden import recorded
 
 from seesr.pipeline import SeeSR
 from seesr.prompts import PromptEncoder
+from tests.golden import recorded
 
 DATA = Path(__file__).parent / "data"
 PROMPTS = json.loads((DATA / "text.json").read_text())["prompts"]

@@ -17,7 +17,6 @@ from seesr.settings import Settings
         ("scale_factor", float("nan")),
         ("cfg_scale", 0),
         ("cfg_scale", float("inf")),
-        ("latent_tiled_size", 7),
         ("latent_tiled_size", -8),
         ("latent_tiled_overlap", -1),
         ("color_fix", "Wavelet"),
@@ -38,12 +37,6 @@ from seesr.settings import Settings
 def test_out_of_range_is_refused_by_name(field: str, value: object) -> None:
     with pytest.raises(ValueError, match=rf"^{field} must be .*got .*{value}"):
         Settings(**{field: value})  # type: ignore[arg-type]
-
-
-def test_overlap_of_more_than_half_a_tile_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"at most half of latent_tiled_size \(32\), got 17"):
-        Settings(latent_tiled_size=32, latent_tiled_overlap=17)
-    assert Settings(latent_tiled_size=32, latent_tiled_overlap=16).latent_tiled_overlap == 16
 
 
 def test_seed_zero_is_a_seed() -> None:

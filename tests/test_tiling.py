@@ -1,11 +1,17 @@
 """Tile geometry: every pixel covered, evenly, and blended without a seam."""
 
 import itertools
+import json
+from pathlib import Path
 
 import pytest
 import torch
 
-from seesr.tiling import LEAST, tile_grid
+from seesr.sizes import MIN_TILE
+from seesr.tiling import tile_grid
+from tests.golden import reference_grid
+
+DATA = Path(__file__).parent / "data"
 
 SIZES = [(1, 1), (1, 300), (7, 9), (64, 64), (65, 64), (40, 56), (128, 97), (333, 41)]
 
@@ -16,7 +22,7 @@ def test_tiles_cover_the_latent_and_overlap_enough(size: tuple[int, int], tile: 
     grid = tile_grid(size, tile, overlap)
     wanted = overlap or -(-tile // 8)
     for starts, side, length in zip((grid.tops, grid.lefts), grid.tile, size, strict=True):
-        assert min(tile, length, LEAST) <= side <= min(tile, length)
+        assert min(tile, length, MIN_TILE) <= side <= min(tile, length)
         assert starts[0] == 0
         assert starts[-1] + side == length
         gaps = [b - a for a, b in itertools.pairwise(starts)]
@@ -37,7 +43,7 @@ def test_no_more_tiles_than_the_overlap_asks_for() -> None:
     assert tile_grid((40, 56), 16, 4).tops == (0, 12, 24)  # the reference's own offsets, where they divide evenly
 
 
-def test_tiles_shrink_to_what_their_number_needs() -> None:
+def test_tiles_are_as_small_as_an_even_grid_allows() -> None:
     grid = tile_grid((512, 130), 128, 16)
     assert grid.tile == (120, 80)
     assert (len(grid.tops), len(grid.lefts)) == (5, 2)
@@ -65,12 +71,21 @@ def test_half_precision_tiles_blend_in_float32() -> None:
     torch.testing.assert_close(blended, latent.float(), atol=2e-6, rtol=0)
 
 
-def test_crops_follow_the_picture_at_its_factor() -> None:
+def test_crops_of_the_image_follow_the_scale_factor() -> None:
     grid = tile_grid((40, 56), 16, 4)
-    picture = torch.arange(320 * 448.0).reshape(1, 1, 320, 448)
-    assert grid.crop(picture, (12, 24), 8).equal(picture[:, :, 96:224, 192:320])
+    image = torch.arange(320 * 448.0).reshape(1, 1, 320, 448)
+    assert grid.crop(image, (12, 24), 8).equal(image[:, :, 96:224, 192:320])
 
 
 def test_overlap_as_long_as_the_tile_is_refused() -> None:
     with pytest.raises(ValueError, match=r"smaller than the tile \(16\), got 16"):
         tile_grid((40, 56), 16, 16)
+
+
+def test_reference_tile_grids_are_the_recorded_ones() -> None:
+    for name, wanted in json.loads((DATA / "schedule.json").read_text())["tile_grids"].items():
+        if not wanted["tiled"]:
+            continue
+        height, width, tile, overlap = (int("".join(filter(str.isdigit, part))) for part in name.split("_"))
+        grid = reference_grid((height, width), tile, overlap)
+        assert (list(grid.lefts), list(grid.tops)) == (wanted["x_offsets"], wanted["y_offsets"]), name

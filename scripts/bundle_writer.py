@@ -1,0 +1,124 @@
+"""Write a bundle whole or not at all: the counterpart of seesr.bundle.load."""
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ram.model import RamConfig
+from scripts.dry_run import measure_memory
+from seesr.bundle import FILES, TOKENIZER, Components, build_component, read_json, stored_tensors
+
+
+class BundleWriter:
+    """A bundle in the making: written beside `directory`, renamed to it when the block ends without an error.
+
+    Tensors are stored in `dtype`. Raises RuntimeError if `directory` exists, unless `replace`.
+    """
+
+    def __init__(self, directory: Path, dtype: torch.dtype = torch.float16, replace: bool = False) -> None:
+        if directory.exists() and not replace:
+            raise RuntimeError(f"{directory} exists already; remove it or name another directory")
+        self.directory, self.dtype = directory, dtype
+
+    def __enter__(self) -> "BundleWriter":
+        self.directory.parent.mkdir(parents=True, exist_ok=True)
+        self._temporary = Path(tempfile.mkdtemp(prefix=f".{self.directory.name}-", dir=self.directory.parent))
+        self._temporary.chmod(0o755)
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        try:
+            if kind is None:
+                old = self._temporary.with_name(f"{self._temporary.name}.old")
+                if self.directory.exists():
+                    os.rename(self.directory, old)  # aside, so that at no moment both are gone
+                os.rename(self._temporary, self.directory)
+                shutil.rmtree(old, ignore_errors=True)
+        finally:
+            shutil.rmtree(self._temporary, ignore_errors=True)
+
+    def component(self, name: str, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """One of FILES with its config.json; tensors under the names they are stored by."""
+        self.json(f"{name}/config.json", config)
+        path = self._temporary / FILES[name]
+        stored = {key: tensors[key].to(self.dtype).contiguous() for key in sorted(tensors)}
+        for key, tensor in stored.items():
+            if not tensor.isfinite().all():
+                raise RuntimeError(f"{name}'s tensor {key} is not finite in {self.dtype}; convert with --dtype fp32")
+        save_file(stored, path)
+        path.chmod(0o644)
+
+    def info(self, info: Mapping[str, Any]) -> None:
+        """bundle.json, with the memory constants of what was written so far: call it last."""
+        self.json("bundle.json", {**info, "memory": measure_bundle(self._temporary)})
+
+    def json(self, name: str, value: Mapping[str, Any]) -> None:
+        """A JSON file."""
+        self.text(name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+    def text(self, name: str, value: str) -> None:
+        """A text file."""
+        path = self._temporary / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(value, encoding="utf-8")
+
+    def tagger(self, config: RamConfig, tensors: Mapping[str, Tensor], tags: str, thresholds: str) -> None:
+        """RAM with its tags and their thresholds, one per line."""
+        self.component("ram", asdict(config), tensors)
+        self.text("ram/tags.txt", tags)
+        self.text("ram/thresholds.txt", thresholds)
+
+
+def save(
+    components: Components,
+    directory: Path,
+    info: Mapping[str, Any],
+    dtype: torch.dtype = torch.float16,
+    replace: bool = False,
+) -> None:
+    """Write `components` as a bundle; `info` (kind, licences, ...) goes to bundle.json too."""
+    with BundleWriter(directory, dtype, replace) as writer:
+        for name, model in (("unet", components.unet), ("controlnet", components.controlnet), ("vae", components.vae)):
+            config = {key: value for key, value in model.config.items() if not key.startswith("_")}
+            writer.component(
+                name,
+                {"_class_name": type(model).__name__, **config},
+                {to_seesr_key(key): tensor for key, tensor in stored_tensors(model).items()},
+            )
+        text_encoder, tagger = components.text_encoder, components.tagger
+        writer.component("text_encoder", text_encoder.config.to_dict(), stored_tensors(text_encoder))
+        writer.tagger(
+            tagger.model.config,
+            stored_tensors(tagger.model),
+            "".join(f"{tag}\n" for tag in tagger.tags),
+            "".join(f"{value:.6g}\n" for value in tagger.thresholds.tolist()),
+        )
+        scheduler = {key: value for key, value in components.scheduler.config.items() if not key.startswith("_")}
+        writer.json("scheduler/scheduler_config.json", {"_class_name": "DDPMScheduler", **scheduler})
+        source = Path(components.tokenizer.name_or_path)
+        for name in TOKENIZER:
+            writer.text(f"tokenizer/{name}", (source / name).read_text(encoding="utf-8"))
+        sizes = {"process_size": components.process_size, "least_scale": components.least_scale}
+        writer.info({"name": components.name, **sizes, **info})
+
+
+def to_seesr_key(key: str) -> str:
+    """Our name -> stored name; the exact inverse of seesr.image_attention.from_seesr_key."""
+    name = r"\.attentions\.(\d+)\.(text|image)\."
+    return re.sub(name, lambda m: f".{'image_' if m[2] == 'image' else ''}attentions.{m[1]}.", key)
+
+
+def measure_bundle(directory: Path) -> dict[str, Any]:
+    """The memory constants of a bundle directory, from its config files and tensor shapes."""
+    unet, controlnet, vae = (build_component(directory, name) for name in ("unet", "controlnet", "vae"))
+    return measure_memory(unet, controlnet, vae, read_json(directory / "ram/config.json")["token_dim"])

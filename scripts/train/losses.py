@@ -1,0 +1,218 @@
+"""The losses of the training stages."""
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from scripts.eval.metrics import DeepFeatures
+from scripts.train.data import TAGS, UNSURE, Batch, TagBatch
+from scripts.train.model import POSITIVE, Bundle
+from seesr.color_fix import low_frequencies
+
+NEGATIVE = "dotted, noise, blur, lowres, smooth"
+USER_WORDS = ("a photo", "sharp", "detailed", "old photograph", "portrait", "landscape", "text", "macro")
+FEATURE_WEIGHT, REFINE_FEATURE_WEIGHT = 0.03, 0.05
+CONTRAST_WEIGHT, HARM_WEIGHT, GRAIN_WEIGHT = 0.3, 2.0, 0.1
+"""Of the refine stage."""
+
+
+def l1(a: Tensor, b: Tensor) -> Tensor:
+    return (a - b).abs().mean()
+
+
+def gradient_l1(a: Tensor, b: Tensor) -> Tensor:
+    return l1(a.diff(dim=2), b.diff(dim=2)) + l1(a.diff(dim=3), b.diff(dim=3))
+
+
+def local_moments(image: Tensor, side: int) -> tuple[Tensor, Tensor]:
+    """(B, C, H, W) -> mean and variance of every `side` x `side` pixels, (B, C, H - side + 1, W - side + 1) each"""
+    mean = F.avg_pool2d(image, side, stride=1)
+    return mean, (F.avg_pool2d(image.square(), side, stride=1) - mean.square()).clamp(min=0)
+
+
+def contrast_l1(a: Tensor, b: Tensor) -> Tensor:
+    """Difference of the standard deviations of 5 x 5 pixels. Without it, results are too smooth."""
+    first, second = (local_moments(image, 5)[1].add(1e-5).sqrt() for image in (a, b))
+    return l1(first, second)
+
+
+def normalize(image: Tensor, floor: float) -> Tensor:
+    """(B, C, H, W) -> (B, C, H - 6, W - 6): minus the mean of 7 x 7 pixels, divided by their deviation + `floor`"""
+    mean, variance = local_moments(image, 7)
+    return (image[..., 3:-3, 3:-3] - mean) / (variance + 1e-6).sqrt().add(floor)
+
+
+def grain_l1(result: Tensor, truth: Tensor, region: int = 24) -> Tensor:
+    """Difference of the statistics of fine grain, by regions of `region` pixels, at full and half size.
+
+    The statistics are the strength of normalised luma and its correlation with neighbours in four directions, as in
+    natural-scene statistics (Mittal et al. 2012). Texture that cannot be predicted can still be as rough as the
+    original, and smooth areas stay smooth.
+    """
+
+    def statistics(image: Tensor) -> Tensor:
+        luma = (image * image.new_tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1, keepdim=True)
+        grain = normalize(luma, 1 / 127.5)
+        here, below = grain[..., :-1, :], grain[..., 1:, :]
+        pairs = (
+            here[..., :-1] * here[..., 1:],
+            here[..., :-1] * below[..., :-1],
+            here[..., :-1] * below[..., 1:],
+            here[..., 1:] * below[..., :-1],
+        )
+        kinds = torch.cat([here[..., :-1].abs(), here[..., :-1].square(), *pairs, *(pair.abs() for pair in pairs)], 1)
+        return F.avg_pool2d(kinds, min(region, *kinds.shape[2:]), stride=region // 2)
+
+    loss = l1(statistics(result), statistics(truth))
+    return loss + l1(statistics(F.avg_pool2d(result, 2)), statistics(F.avg_pool2d(truth, 2)))
+
+
+def harm(result: Tensor, batch: Batch) -> Tensor:
+    """By how much the squared error of each image exceeds 96 % of the resized input's, relative to it; the mean.
+
+    It keeps single images from losing PSNR for a gain in the mean of many.
+    """
+    ours, theirs = ((image - batch.truth).square().mean((1, 2, 3)) for image in (result, batch.control))
+    return F.relu(ours / (theirs + 1e-4) - 0.96).mean()
+
+
+class FeatureLoss:
+    """Distance of early features of EfficientNet-Lite1. Evaluation uses another network, Lite0.
+
+    Raises RuntimeError without its packages.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.features = DeepFeatures(1, (0, 2, 4)).to(device)
+
+    def __call__(self, result: Tensor, truth: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] twice -> mean over blocks of the squared distance per feature pixel"""
+        pairs = (found.chunk(2) for found in self.features(torch.cat([result, truth])))
+        return torch.stack([(ours - theirs).square().sum(1).mean() for ours, theirs in pairs]).mean()
+
+
+class Adversary:
+    """A small critic that learns to tell real patches of about 22 pixels from ours, and the loss that it gives.
+
+    Hinge loss, spectral norm. It sees each image beside the resized input, both normalised by local contrast, so that
+    fine grain counts as much as a strong edge. Only the direction of its gradient is used: the length is SHARE times
+    that of the gradient of the L1 loss, so no weight needs tuning.
+    """
+
+    SHARE, WARM_UP, RATE = 0.08, 300, 5e-4
+
+    def __init__(self) -> None:
+        shapes = ((6, 32, 4, 2), (32, 64, 4, 2), (64, 64, 3, 1), (64, 1, 3, 1))
+        layers: list[nn.Module] = []
+        for inputs, outputs, kernel, stride in shapes:
+            conv = nn.Conv2d(inputs, outputs, kernel, stride, padding=1)
+            layers += [nn.utils.parametrizations.spectral_norm(conv), nn.LeakyReLU(0.2)]
+        self.critic = nn.Sequential(*layers[:-1])
+        self.optimizer = self._optimizer()
+        self.seen = 0
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(self.critic.parameters(), lr=self.RATE, betas=(0.5, 0.99))
+
+    def to(self, device: torch.device) -> None:
+        """Move the critic and the state of its optimizer."""
+        state = self.optimizer.state_dict()
+        self.critic.to(device)
+        self.optimizer = self._optimizer()
+        self.optimizer.load_state_dict(state)
+
+    def __call__(self, result: Tensor, batch: Batch) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] -> a loss of value 0 with the critic's gradient; the critic takes one step"""
+        ours = result.detach().requires_grad_()
+        control, real = self._normalized(batch.control), self._normalized(batch.truth)
+        pair = torch.cat([self._normalized(ours), control], 1)
+        hinge = F.relu(1 - self.critic(torch.cat([real, control], 1))).mean()
+        hinge = hinge + F.relu(1 + self.critic(pair.detach())).mean()
+        self.optimizer.zero_grad(set_to_none=True)
+        hinge.backward()
+        self.optimizer.step()
+        self.seen += 1
+        (gradient,) = torch.autograd.grad(-self.critic(pair).mean(), ours)
+        length = self.SHARE * min(1, self.seen / self.WARM_UP) / math.sqrt(result.numel())
+        return ((result - result.detach()) * gradient * (length / gradient.norm().clamp(min=1e-12))).sum()
+
+    @staticmethod
+    def _normalized(image: Tensor) -> Tensor:
+        return normalize(F.pad(image, (3, 3, 3, 3), mode="reflect"), 2 / 127.5)
+
+    def state(self) -> dict[str, Any]:
+        return {"critic": self.critic.state_dict(), "optimizer": self.optimizer.state_dict(), "seen": self.seen}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.critic.load_state_dict(state["critic"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.seen = state["seen"]
+
+
+def vae_loss(bundle: Bundle, batch: Batch, random: np.random.Generator) -> Tensor:
+    """Reconstruction of the truth and, in a quarter of the batches, of a resized input too."""
+    image = torch.cat([batch.truth[:3], batch.control[3:]]) if random.random() < 0.25 else batch.truth
+    mean = bundle.vae.encode(image).latent_dist.mean  # type: ignore[union-attr]
+    result = bundle.vae.decode(mean + 0.03 * torch.randn_like(mean)).sample  # type: ignore[union-attr]
+    return l1(result, image) + 0.3 * gradient_l1(result, image) + 0.5e-5 * mean.square().mean()
+
+
+def tagger_loss(bundle: Bundle, batch: TagBatch, random: np.random.Generator) -> Tensor:
+    """Binary cross-entropy of the tags that are known."""
+    logits = bundle.ram.logits(bundle.tokens(batch.images))
+    known = batch.targets != UNSURE
+    return F.binary_cross_entropy_with_logits(logits[known], batch.targets[known].float())
+
+
+def joint_loss(
+    bundle: Bundle,
+    batch: Batch,
+    random: np.random.Generator,
+    distance: FeatureLoss | None = None,
+    distance_weight: float = FEATURE_WEIGHT,
+    adversary: Adversary | None = None,
+) -> Tensor:
+    """The loss behind the decoder and the colour fix, where the user sees the result.
+
+    60 % of the batches are the first step (t = 999). The others continue from the model's own x0 of that step with
+    new noise of a later step, as in inference. 5 % take the negative prompt with the resized input as truth, which
+    gives guidance a direction. `adversary` adds the losses of the refine stage.
+    """
+    truth = batch.truth
+    prompts = [random_prompt(tags, random) for tags in batch.tags]
+    if random.random() < 0.05:
+        truth, prompts = batch.control, [NEGATIVE] * len(prompts)
+    text = bundle.text_states(prompts)
+    with torch.no_grad():
+        tokens = bundle.tokens(batch.small)
+        latent = bundle.encode(batch.control)
+        latent = bundle.schedule.add_noise(latent, torch.randn_like(latent), 999)
+    t = 999 if random.random() < 0.6 else int(random.choice([749, 499, 499, 249]))
+    if t < 999:
+        with torch.no_grad():
+            x0 = bundle.x0(latent, 999, batch.control, text, tokens)
+            latent = bundle.schedule.add_noise(x0, torch.randn_like(x0), t)
+    raw = bundle.decode(bundle.x0(latent, t, batch.control, text, tokens))
+    result = raw + low_frequencies(batch.control - raw)
+    loss = l1(result, truth) + 0.15 * gradient_l1(result, truth) + 0.1 * l1(raw, truth)
+    if distance is not None:
+        loss = loss + distance_weight * distance(result, truth)
+    if adversary is not None and truth is batch.truth:
+        loss = loss + CONTRAST_WEIGHT * contrast_l1(result, truth) + HARM_WEIGHT * harm(result, batch)
+        loss = loss + GRAIN_WEIGHT * grain_l1(result, truth)
+        loss = loss + adversary(result, batch)
+    if random.random() < 0.25:
+        part = batch.truth[:1]
+        loss = loss + 0.3 * l1(bundle.decode(bundle.encode(part)), part)
+    return loss
+
+
+def random_prompt(tags: tuple[int, ...], random: np.random.Generator) -> str:
+    """The tags, a user prompt and the positive prompt, each left out at random."""
+    kept = [TAGS[tag] for tag in tags if random.random() < 0.8]
+    words = [str(random.choice(USER_WORDS))] if random.random() < 0.2 else []
+    return ", ".join([*kept, *words, *([POSITIVE] if random.random() < 0.9 else [])])

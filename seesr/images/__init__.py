@@ -1,0 +1,7 @@
+"""Image files in and out, with the alpha, colour profile and EXIF that they carry."""
+
+# ruff: noqa: F401
+from seesr.images.color import is_grayscale
+from seesr.images.pixels import from_pixels, resize, to_image, to_tensor
+from seesr.images.read import MAX_BYTES, MAX_PIXELS, OpenedImage, open_image
+from seesr.images.write import check_output, save_image

@@ -1,0 +1,76 @@
+"""Images to latents and back: posterior sampling, scaling, and the fallback to float32."""
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from seesr import hardware
+from seesr.context import UpscaleContext
+from seesr.denoise import is_finite
+from seesr.memory import VaeTilePlan
+from seesr.schedule import Schedule
+from seesr.vae import tiling, vae_scale_factor
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LatentCodec:
+    """The VAE in the tiles of a context's plan. Latents outside are scaled and float32."""
+
+    vae: Any
+
+    def prepare_latents(self, control_image: Tensor, schedule: Schedule, context: UpscaleContext) -> Tensor:
+        """(1, 3, H, W) in [0, 1] -> noisy latents (N, C, h, w) at the last timestep, one per particle"""
+        config = self.vae.config
+        shape = (context.settings.particles, config["latent_channels"], *context.latent_size)
+        noise = context.draw("init", shape)
+        if context.settings.start_point == "noise":
+            return noise
+        mean, logvar = self._encode(control_image, context).chunk(2, dim=1)
+        # A sample of the posterior, as upstream takes it; its mode would be a little smoother.
+        posterior = mean + (logvar.clamp(-30, 20) / 2).exp() * context.draw("vae", shape)
+        latents = (posterior - (config["shift_factor"] or 0.0)) * config["scaling_factor"]
+        return schedule.add_noise(latents, noise, schedule.last)
+
+    def decode(self, latent: Tensor, context: UpscaleContext) -> Tensor:
+        """(1, C, h, w), scaled -> (1, 3, H, W) in [0, 1], float32"""
+        config = self.vae.config
+        latent = latent / config["scaling_factor"] + (config["shift_factor"] or 0.0)
+        return self._run_checked("decode", latent, context).div_(2).add_(0.5).clamp_(0, 1)
+
+    def run_vae(self, direction: tiling.Direction, source: Tensor, plan: VaeTilePlan) -> Tensor:
+        """tiling.encode or tiling.decode of `source`, of any dtype, in the tiles of `plan` and the VAE's dtype"""
+        run = tiling.encode if direction == "encode" else tiling.decode
+        return run(self.vae, source.to(self.vae.dtype), plan.tile, plan.stats_tiles)
+
+    def _encode(self, control_image: Tensor, context: UpscaleContext) -> Tensor:
+        """(1, 3, H, W) in [0, 1] -> the posterior's moments (1, 2C, h, w), float32
+
+        A large image is encoded at a smaller size, and its moments are enlarged: at the first timestep they weigh 0.07
+        beside the noise, and the ControlNet sees the image at full size.
+        """
+        size = context.plan.encode_size(context.latent_size)
+        if size == context.latent_size:
+            return self._run_checked("encode", control_image.mul(2).sub_(1), context)
+        sides = [side * vae_scale_factor(self.vae) for side in size]
+        source = F.interpolate(control_image, sides, mode="bilinear", antialias=True, align_corners=False)
+        moments = self._run_checked("encode", source.mul_(2).sub_(1), context)
+        return F.interpolate(moments, context.latent_size, mode="bicubic", align_corners=False)
+
+    def _run_checked(self, direction: tiling.Direction, source: Tensor, context: UpscaleContext) -> Tensor:
+        """The result in float32; where half precision overflows, run again in float32 and log a warning."""
+        plan = context.plan.encode if direction == "encode" else context.plan.decode
+        result = self.run_vae(direction, source, plan).float()
+        if not is_finite(result) and self.vae.dtype != torch.float32:
+            log.warning("The VAE overflowed in %s (%s): running again in float32.", self.vae.dtype, direction)
+            context.recoveries[f"overflow in {direction}"] += 1
+            with hardware.in_float32(self.vae):
+                result = self.run_vae(direction, source, plan).float()
+        if not is_finite(result):
+            raise RuntimeError(f"the VAE's result is not finite ({direction}); the bundle or the latent is damaged")
+        return result

