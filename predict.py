@@ -94,14 +94,13 @@ class Predictor(BasePredictor):
             raise
 
     def _upscale_one(self, file: Path, settings: Settings, folder: FilePath, number: int) -> Path:
-        from seesr import images
-        from seesr.memory import retry_on_oom
+        from seesr import images, memory
 
         opened = open_checked(file, settings)
         result = self.seesr.upscale(opened.rgb, settings)
         name = f"output-{number + 1}" if number else "output"
         path, start = folder / f"{name}.{settings.output_format}", time.perf_counter()
-        retry_on_oom("file", lambda: images.save_image(opened, result.image, path, settings))
+        memory.retry_on_oom("file", lambda: images.save_image(opened, result.image, path, settings))
         result.timings["file"] = time.perf_counter() - start
         logging.info("Seed %d, %d tiles, %.2f s in all.", result.seed, result.tiles, sum(result.timings.values()))
         metrics = result.metrics() | {"model": self.seesr.components.name, "device": self.seesr.device}

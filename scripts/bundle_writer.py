@@ -20,7 +20,7 @@ from seesr.bundle import FILES, TOKENIZER, Components, build_component, read_jso
 
 
 class BundleWriter:
-    """A bundle in the making: written beside `directory`, renamed to it when the block ends without an error.
+    """Writes a bundle beside `directory` and renames it when the block ends without an error.
 
     Tensors are stored in `dtype`. Raises RuntimeError if `directory` exists, unless `replace`.
     """
@@ -41,7 +41,7 @@ class BundleWriter:
             if kind is None:
                 old = self._temporary.with_name(f"{self._temporary.name}.old")
                 if self.directory.exists():
-                    os.rename(self.directory, old)  # aside, so that at no moment both are gone
+                    os.rename(self.directory, old)  # one of the two always exists
                 os.rename(self._temporary, self.directory)
                 shutil.rmtree(old, ignore_errors=True)
         finally:
@@ -86,23 +86,17 @@ def save(
     dtype: torch.dtype = torch.float16,
     replace: bool = False,
 ) -> None:
-    """Write `components` as a bundle; `info` (kind, licences, ...) goes to bundle.json too."""
+    """Write `components` as a bundle. `info` (kind, licences, ...) is added to bundle.json."""
     with BundleWriter(directory, dtype, replace) as writer:
         for name, model in (("unet", components.unet), ("controlnet", components.controlnet), ("vae", components.vae)):
             config = {key: value for key, value in model.config.items() if not key.startswith("_")}
-            writer.component(
-                name,
-                {"_class_name": type(model).__name__, **config},
-                {to_seesr_key(key): tensor for key, tensor in stored_tensors(model).items()},
-            )
+            tensors = {to_seesr_key(key): tensor for key, tensor in stored_tensors(model).items()}
+            writer.component(name, {"_class_name": type(model).__name__, **config}, tensors)
         text_encoder, tagger = components.text_encoder, components.tagger
         writer.component("text_encoder", text_encoder.config.to_dict(), stored_tensors(text_encoder))
-        writer.tagger(
-            tagger.model.config,
-            stored_tensors(tagger.model),
-            "".join(f"{tag}\n" for tag in tagger.tags),
-            "".join(f"{value:.6g}\n" for value in tagger.thresholds.tolist()),
-        )
+        tags = "".join(f"{tag}\n" for tag in tagger.tags)
+        thresholds = "".join(f"{value:.6g}\n" for value in tagger.thresholds.tolist())
+        writer.tagger(tagger.model.config, stored_tensors(tagger.model), tags, thresholds)
         scheduler = {key: value for key, value in components.scheduler.config.items() if not key.startswith("_")}
         writer.json("scheduler/scheduler_config.json", {"_class_name": "DDPMScheduler", **scheduler})
         source = Path(components.tokenizer.name_or_path)

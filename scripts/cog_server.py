@@ -1,7 +1,7 @@
 """Run the Cog server without Docker, and `cog predict` with it.
 
-The server validates inputs by the schema that `cog build` writes. Here the schema is made from Cog's own inspection
-of the predictor. It lies in a temporary working directory that is deleted with the server.
+The server checks inputs against the schema that `cog build` writes. Here Cog's own inspection of the predictor makes
+the schema. The server runs in a temporary directory, which is deleted when it stops.
 """
 
 import argparse
@@ -12,7 +12,6 @@ import mimetypes
 import os
 import re
 import signal
-import struct
 import subprocess
 import sys
 import tempfile
@@ -31,8 +30,8 @@ PREDICTOR = "predict.py:Predictor"
 class CogServer:
     """A server process on a free loopback port, for a `with` block.
 
-    `predictor` is "file.py:Class" below `root`. `env` is added to the environment of the process. `log` receives each
-    line of the server's output at once. RuntimeError if the server stops or is not ready within `timeout` seconds.
+    `predictor` is "file.py:Class" below `root`. `env` adds environment variables. `log` receives each line of output
+    at once. RuntimeError if the server stops or is not ready within `timeout` seconds.
 
     Attributes inside the block: `url`; `health`, the answer of /health-check after setup, which may be a failed one;
     `lines`, the output so far; `pid`; `folder`, the working directory, with the server's temporary files in tmp/.
@@ -68,12 +67,11 @@ class CogServer:
         self._stack.close()
 
     def _start(self) -> subprocess.Popen[str]:
-        path, name = self.predictor.split(":")
         env = os.environ | {
             "PYTHONPATH": _python_path(self.root),
             # The server starts its worker as plain `python`, which must be this one.
-            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
-            "COG_PREDICT_TYPE_STUB": f"{self.root / path}:{name}",
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+            "COG_PREDICT_TYPE_STUB": str(self.root / self.predictor),
             "PORT": "0",
             "LOG_FORMAT": "console",
             "NO_COLOR": "1",
@@ -120,40 +118,31 @@ class CogServer:
 
     def get(self, path: str) -> dict[str, Any]:
         """The JSON answer to a GET, whatever its status."""
-        try:
-            with urllib.request.urlopen(self.url + path, timeout=30) as answer:
-                return json.load(answer)
-        except urllib.error.HTTPError as error:
-            return json.loads(error.read() or b"{}")
+        return self.send("GET", path)[1]
 
     def send(
         self, method: str, path: str, body: Mapping[str, Any] | None = None, headers: Mapping[str, str] | None = None
     ) -> tuple[int, dict[str, Any]]:
         """One request with a JSON body: (HTTP status, answer)."""
-        request = urllib.request.Request(
-            self.url + path,
-            data=None if body is None else json.dumps(body).encode(),
-            headers={"content-type": "application/json", **(headers or {})},
-            method=method,
-        )
+        data = None if body is None else json.dumps(body).encode()
+        headers = {"content-type": "application/json", **(headers or {})}
+        request = urllib.request.Request(self.url + path, data, headers, method=method)
         try:
-            with urllib.request.urlopen(request, timeout=3600) as answer:
+            with urllib.request.urlopen(request, timeout=30 if method == "GET" else 3600) as answer:
                 return answer.status, json.loads(answer.read() or b"{}")
         except urllib.error.HTTPError as error:
-            text = error.read()
-            return error.code, json.loads(text) if text.startswith(b"{") else {"detail": text.decode(errors="replace")}
+            text = error.read().decode(errors="replace")
+            return error.code, json.loads(text) if text.startswith("{") else {"detail": text}
 
     def predict(self, **inputs: object) -> tuple[int, dict[str, Any]]:
         """One prediction: (HTTP status, answer). A failed prediction has status 200 and an `error`.
 
-        The server frees its slot shortly after it answers, so a 409 is retried for 5 s.
+        The server is busy for a moment after it has answered, so a 409 is retried for 5 s.
         """
         end = time.monotonic() + 5
-        while True:
-            status, answer = self.send("POST", "/predictions", {"input": inputs})
-            if status != 409 or time.monotonic() > end:
-                return status, answer
+        while (answer := self.send("POST", "/predictions", {"input": inputs}))[0] == 409 and time.monotonic() < end:
             time.sleep(0.05)
+        return answer
 
     def setup_error(self) -> str:
         """The last line that setup logged: why it failed."""
@@ -195,52 +184,37 @@ def print_schema(predictor: str) -> None:
 
     path, name = predictor.split(":")
     info = create_predictor(Path(path).stem, name)
-    properties: dict[str, Any] = {}
     schemas: dict[str, Any] = {"Output": info.output.json_type()}
-    required = []
-    for field in sorted(info.inputs.values(), key=lambda item: item.order):
-        properties[field.name] = _property(field, schemas)
-        if field.default is None and not properties[field.name].get("nullable"):
-            required.append(field.name)
+    fields = sorted(info.inputs.values(), key=lambda field: field.order)
+    properties = {field.name: _property(field, schemas) for field in fields}
+    required = [field.name for field in fields if field.default is None and not properties[field.name].get("nullable")]
     schemas["Input"] = {"title": "Input", "type": "object", "properties": properties, "required": required}
-    document = {
-        "openapi": "3.0.2",
-        "info": {"title": "Cog", "version": "0.1.0"},
-        "paths": {"/predictions": {"post": {}}},
-        "components": {"schemas": schemas},
-    }
-    print(json.dumps(document))
+    about = {"openapi": "3.0.2", "info": {"title": "Cog", "version": "0.1.0"}, "paths": {"/predictions": {"post": {}}}}
+    print(json.dumps({**about, "components": {"schemas": schemas}}))
 
 
 def _property(field: Any, schemas: dict[str, Any]) -> dict[str, Any]:
-    """One input as `cog build` writes it. An enumeration is added to `schemas` and referred to."""
+    """One input as `cog build` writes it. An enumeration goes to `schemas`."""
     from cog._adt import Repetition  # type: ignore[import-not-found]
 
     found: dict[str, Any] = {"x-order": field.order}
     if field.choices:
-        schemas[field.name] = {
-            "title": field.name,
-            "description": "An enumeration.",
-            "enum": list(field.choices),
-            "type": field.type.primitive.json_type()["type"],
-        }
+        kind = field.type.primitive.json_type()["type"]
+        title = {"title": field.name, "description": "An enumeration."}
+        schemas[field.name] = {**title, "enum": list(field.choices), "type": kind}
         found["allOf"] = [{"$ref": f"#/components/schemas/{field.name}"}]
     else:
         found |= {"title": field.name.replace("_", " ").title(), **field.type.json_type()}
-    optional = field.type.repetition in (Repetition.OPTIONAL, Repetition.OPTIONAL_REPEATED)
-    if optional:
-        found["nullable"] = True
-    if field.default is not None or optional:
-        found["default"] = None if field.default is None else field.type.json_encode(field.default)
+    if field.type.repetition in (Repetition.OPTIONAL, Repetition.OPTIONAL_REPEATED):
+        found |= {"nullable": True, "default": None}
+    if field.default is not None:
+        found["default"] = field.type.json_encode(field.default)
     limits = {"description": field.description, "minimum": field.ge, "maximum": field.le, "pattern": field.regex}
     return found | {name: value for name, value in limits.items() if value is not None}
 
 
 def read_inputs(pairs: Sequence[str], document: Mapping[str, Any]) -> dict[str, Any]:
-    """`name=value` pairs -> JSON inputs. @file becomes a data URI; names of list inputs may repeat.
-
-    ValueError for an unknown name, a missing file or a value of the wrong type.
-    """
+    """`name=value` pairs -> JSON inputs. @file becomes a data URI. List inputs may repeat. ValueError names a fault."""
     known = document["components"]["schemas"]["Input"]["properties"]
     inputs: dict[str, Any] = {}
     for pair in pairs:
@@ -272,7 +246,7 @@ def _parse(name: str, value: str, declared: Mapping[str, Any]) -> Any:
     try:
         return json.loads(value)
     except ValueError:
-        raise ValueError(f"{name} must be a {kind}, got {value!r}") from None
+        raise ValueError(f"{name} must be {'an' if kind == 'integer' else 'a'} {kind}, got {value!r}") from None
 
 
 def main() -> None:
@@ -284,18 +258,13 @@ def main() -> None:
     start = time.perf_counter()
     try:
         path = predict(arguments.inputs, arguments.output)
-    except (ValueError, RuntimeError, OSError) as error:
-        sys.exit(f"predict: {error}")
-    except KeyboardInterrupt:
-        sys.exit("predict: interrupted")
+    except (ValueError, RuntimeError, OSError, KeyboardInterrupt) as error:
+        sys.exit(f"predict: {str(error) or 'interrupted'}")
     print(f"{path}  {image_size(path)}{path.stat().st_size / 1e3:.0f} kB  {time.perf_counter() - start:.1f} s")
 
 
 def predict(pairs: Sequence[str], output: Path | None) -> Path:
-    """Start the server, send one request and write the file it returns, whole or not at all.
-
-    RuntimeError with the server's message if setup or the prediction fails.
-    """
+    """Start the server, send one request and write its file, whole or not at all. RuntimeError if it fails."""
     inputs = read_inputs(pairs, schema())
     with CogServer(log=sys.stderr) as server:
         if server.health["status"] != "READY":
@@ -307,15 +276,13 @@ def predict(pairs: Sequence[str], output: Path | None) -> Path:
         if not head.startswith("data:"):
             raise RuntimeError(f"the server reports success, but its output {head[:80]!r} is not a file")
     kind = head.removeprefix("data:").split(";")[0]
-    mimetypes.add_type("image/webp", ".webp")
-    path = output or Path(f"output{mimetypes.guess_extension(kind) or ''}")
+    path = output or Path(f"output{mimetypes.guess_extension(kind, strict=False) or ''}")  # webp is not standard yet
     temporary = path.with_name(f".{path.name}.part")
     try:
         temporary.write_bytes(base64.b64decode(body))
-        os.replace(temporary, path)
+        return temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    return path
 
 
 def reason(status: int, answer: Mapping[str, Any]) -> str:
@@ -329,10 +296,8 @@ def reason(status: int, answer: Mapping[str, Any]) -> str:
 def image_size(path: Path) -> str:
     """ "512 x 512  " from the header of a PNG file; empty for other formats."""
     head = path.read_bytes()[:24]
-    if head[:8] != b"\x89PNG\r\n\x1a\n":
-        return ""
-    width, height = struct.unpack(">II", head[16:24])
-    return f"{width} x {height}  "
+    width, height = int.from_bytes(head[16:20]), int.from_bytes(head[20:24])
+    return f"{width} x {height}  " if head[:8] == b"\x89PNG\r\n\x1a\n" else ""
 
 
 if __name__ == "__main__":

@@ -7,19 +7,17 @@ need under 8 GB of RAM.
 
 import argparse
 import hashlib
-import json
 import math
 import re
 import signal
 import sys
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import CLIPTextModel
@@ -30,14 +28,12 @@ from scripts.ram_keys import DROPPED, from_upstream, merge_dape
 from seesr import bundle
 from seesr.image_attention import from_seesr_key
 
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
 UNET = "unet/diffusion_pytorch_model.safetensors"
 CONTROLNET = "controlnet/diffusion_pytorch_model.safetensors"
-LICENCES = {
-    "SD-Turbo": "Stability AI Community License",
-    "SeeSR": "Apache-2.0",
-    "RAM": "Apache-2.0",
-    "DAPE": "Apache-2.0",
-}
+LICENCES = {"SD-Turbo": "Stability AI Community License"} | dict.fromkeys(("SeeSR", "RAM", "DAPE"), "Apache-2.0")
+MISSING = "{} is missing; run scripts/download.py, or name the folder that holds it"
 
 
 def main() -> None:
@@ -63,7 +59,7 @@ def main() -> None:
             arguments.tags,
             arguments.thresholds,
             arguments.out,
-            dtype={"fp16": torch.float16, "fp32": torch.float32}[arguments.dtype],
+            dtype=torch.float16 if arguments.dtype == "fp16" else torch.float32,
             process_size=arguments.process_size,
             replace=arguments.force,
         )
@@ -88,20 +84,18 @@ def convert(
     seesr = seesr / "seesr" if (seesr / "seesr").is_dir() else seesr
     if process_size < 8:
         raise RuntimeError(f"--process-size must be at least 8 pixels, got {process_size}")
-    configs = [f"{part}/config.json" for part in ("unet", "vae", "text_encoder")]
-    for path in [*(sd_turbo / config for config in configs), seesr / "controlnet/config.json"]:
-        if not path.is_file():
-            raise RuntimeError(f"{path} is missing; run scripts/download.py, or name the folder that holds it")
-    sources = [_fp16_or_plain(sd_turbo / bundle.FILES[name]) for name in ("unet", "vae", "text_encoder")]
+    names = ("unet", "vae", "text_encoder")
+    configs = [*(sd_turbo / name / "config.json" for name in names), seesr / "controlnet/config.json"]
+    sources = [_fp16_or_plain(sd_turbo / bundle.FILES[name]) for name in names]
     sources += [seesr / UNET, seesr / CONTROLNET, ram, dape, tags, thresholds]
-    for path in sources:
+    for path in (*configs, *sources):
         if not path.is_file():
-            raise RuntimeError(f"{path} is missing; run scripts/download.py, or name the folder that holds it")
+            raise RuntimeError(MISSING.format(path))
     with BundleWriter(out, dtype, replace) as writer:
         _unet(writer, sd_turbo, seesr)
         _controlnet(writer, seesr)
         _vae(writer, sd_turbo)
-        _text(writer, sd_turbo)
+        _text_encoder(writer, sd_turbo)
         _tagger(writer, ram, dape, tags, thresholds)
         writer.info(
             {
@@ -119,7 +113,7 @@ def convert(
 
 def _unet(writer: BundleWriter, sd_turbo: Path, seesr: Path) -> None:
     """SD-Turbo's UNet, and of SeeSR's only the image attentions: all that its training touched."""
-    config = _json(sd_turbo / "unet/config.json")
+    config = bundle.read_json(sd_turbo / "unet/config.json")
     base_file = _fp16_or_plain(sd_turbo / UNET)
     base = _read(base_file, writer.dtype)
     added = _read(seesr / UNET, writer.dtype, only="image_attentions")
@@ -131,7 +125,7 @@ def _unet(writer: BundleWriter, sd_turbo: Path, seesr: Path) -> None:
 
 
 def _controlnet(writer: BundleWriter, seesr: Path) -> None:
-    config, tensors = _json(seesr / "controlnet/config.json"), _read(seesr / CONTROLNET, writer.dtype)
+    config, tensors = bundle.read_json(seesr / "controlnet/config.json"), _read(seesr / CONTROLNET, writer.dtype)
     _check_diffusers(bundle.build_controlnet, config, tensors, seesr / CONTROLNET)
     writer.component("controlnet", config, tensors)
 
@@ -146,35 +140,34 @@ def _check_diffusers(build: Any, config: dict[str, Any], tensors: Mapping[str, T
 
 def _vae(writer: BundleWriter, sd_turbo: Path) -> None:
     # from_pretrained renames the attention of old files (query, key, value, proj_attn).
-    loaded: Any = AutoencoderKL.from_pretrained(
-        sd_turbo / "vae",
-        variant=_variant(sd_turbo / bundle.FILES["vae"]),
-        torch_dtype=writer.dtype,
-        use_safetensors=True,
-        local_files_only=True,
-        output_loading_info=True,
-    )
-    vae, info = loaded
-    _complete(info, sd_turbo / "vae")
-    writer.component("vae", _json(sd_turbo / "vae/config.json"), bundle.stored_tensors(vae))
+    tensors = _from_pretrained(AutoencoderKL, sd_turbo, "vae", torch_dtype=writer.dtype)
+    writer.component("vae", bundle.read_json(sd_turbo / "vae/config.json"), tensors)
 
 
-def _text(writer: BundleWriter, sd_turbo: Path) -> None:
-    loaded: Any = CLIPTextModel.from_pretrained(
-        sd_turbo / "text_encoder",
-        variant=_variant(sd_turbo / bundle.FILES["text_encoder"]),
-        dtype=writer.dtype,
-        use_safetensors=True,
-        local_files_only=True,
-        output_loading_info=True,
-    )
-    text_encoder, info = loaded
-    _complete(info, sd_turbo / "text_encoder")
-    writer.component("text_encoder", _json(sd_turbo / "text_encoder/config.json"), bundle.stored_tensors(text_encoder))
+def _text_encoder(writer: BundleWriter, sd_turbo: Path) -> None:
+    tensors = _from_pretrained(CLIPTextModel, sd_turbo, "text_encoder", dtype=writer.dtype)
+    writer.component("text_encoder", bundle.read_json(sd_turbo / "text_encoder/config.json"), tensors)
     for name in bundle.TOKENIZER:
-        writer.text(f"tokenizer/{name}", _text_of(sd_turbo / "tokenizer" / name))
-    scheduler = _json(sd_turbo / "scheduler/scheduler_config.json")
-    writer.json("scheduler/scheduler_config.json", scheduler)
+        writer.text(f"tokenizer/{name}", _text(sd_turbo / "tokenizer" / name))
+    writer.json("scheduler/scheduler_config.json", bundle.read_json(sd_turbo / "scheduler/scheduler_config.json"))
+
+
+def _from_pretrained(kind: Any, sd_turbo: Path, name: str, **dtype: torch.dtype) -> dict[str, Tensor]:
+    """The tensors of a component as its library loads them. RuntimeError unless they fit its config.json."""
+    model, info = kind.from_pretrained(
+        sd_turbo / name,
+        variant=_variant(sd_turbo / bundle.FILES[name]),
+        use_safetensors=True,
+        local_files_only=True,
+        output_loading_info=True,
+        **dtype,
+    )
+    extra = [key for key in info["unexpected_keys"] if not key.endswith("position_ids")]
+    faults = [*info["missing_keys"], *info["mismatched_keys"], *extra]
+    if faults:
+        shown = ", ".join(map(str, faults[:3]))
+        raise RuntimeError(f"{sd_turbo / name} does not fit its config: {shown}; download it again")
+    return bundle.stored_tensors(model)
 
 
 def _variant(path: Path) -> str | None:
@@ -186,27 +179,19 @@ def _fp16_or_plain(path: Path) -> Path:
     return path.with_suffix(".fp16.safetensors") if _variant(path) else path
 
 
-def _complete(info: Mapping[str, Iterable[Any]], where: Path) -> None:
-    extra = [key for key in info["unexpected_keys"] if not key.endswith("position_ids")]
-    faults = [*info["missing_keys"], *info["mismatched_keys"], *extra]
-    if faults:
-        raise RuntimeError(f"{where} does not fit its config: {', '.join(map(str, faults[:3]))}; download it again")
-
-
 def _tagger(writer: BundleWriter, ram: Path, dape: Path, tags: Path, thresholds: Path) -> None:
     checkpoint = _unpickle(ram)
     checkpoint = checkpoint.get("model", checkpoint)
     renamed = {re.sub(r"^vision_multi\.", "tagging_head.", key): tensor for key, tensor in checkpoint.items()}
     needed = {key: tensor for key, tensor in renamed.items() if not DROPPED.search(key)}
     tensors = from_upstream(merge_dape(needed, _unpickle(dape)))
-    names, limits = _text_of(tags).splitlines(), _text_of(thresholds).split()
+    names, limits = _text(tags).splitlines(), _text(thresholds).split()
     if not all(re.fullmatch(r"\d*\.?\d+", limit) for limit in limits):
         raise RuntimeError(f"{thresholds} must hold one number per tag; download it again")
     config = ram_config(tensors)
     if not len(names) == len(limits) == config.tags:
-        raise RuntimeError(
-            f"{ram}, {tags} and {thresholds} must agree, they hold {config.tags}, {len(names)} and {len(limits)} tags"
-        )
+        counts = f"{config.tags}, {len(names)} and {len(limits)}"
+        raise RuntimeError(f"{ram}, {tags} and {thresholds} must agree, they hold {counts} tags")
     model = bundle.build_empty(lambda: Ram(config))
     bundle.check_names(model, {key: tuple(tensor.shape) for key, tensor in tensors.items()}, ram)
     writer.tagger(config, tensors, "\n".join(names) + "\n", "\n".join(limits) + "\n")
@@ -225,7 +210,7 @@ _MEASURED = (
 def ram_config(tensors: Mapping[str, Tensor]) -> RamConfig:
     """RAM's sizes, read off its tensors (our names): window and heads from the bias tables, the rest from widths.
 
-    The tag head's 4 heads leave no trace in the tensors. The picture's side makes the last stage one window.
+    The tag head's 4 attention heads do not show in the tensors. The image size makes the last stage one window.
     """
     missing = [name for name in _MEASURED if name not in tensors]
     if missing:
@@ -258,7 +243,7 @@ def _read(path: Path, dtype: torch.dtype, only: str = "") -> dict[str, Tensor]:
 
 def _unpickle(path: Path) -> dict[str, Any]:
     try:
-        # mmap: of RAM's 5.6 GB, mostly optimizer state, only the tensors that are used are ever read. Files from
+        # mmap: RAM's 5.6 GB are mostly optimizer state, and only the tensors that are used are read. Files from
         # before torch 1.6 are no zip archives and can't be mapped.
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (UnpicklingError, RuntimeError, EOFError) as error:
@@ -269,18 +254,11 @@ def _unpickle(path: Path) -> dict[str, Any]:
     return loaded
 
 
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(_text_of(path))
-    except ValueError as error:
-        raise RuntimeError(f"{path} is not valid JSON ({error}); download it again") from error
-
-
-def _text_of(path: Path) -> str:
+def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise RuntimeError(f"{path} is missing; run scripts/download.py, or name the folder that holds it") from None
+        raise RuntimeError(MISSING.format(path)) from None
 
 
 def _sha256(path: Path) -> str:

@@ -1,112 +1,115 @@
-#!/usr/bin/env python3
 """Download the upstream files of weights/manifest.json (about 15 GB) and check the sha256 of each.
 
-A second run resumes the first. HF_TOKEN is sent to the hub for gated repositories; HF_ENDPOINT names another hub.
---repo seesr=alexnasa/SEESR takes the folder seesr from another repository, --repo seesr=PATH from a local folder.
+A second run resumes the first. HF_TOKEN opens gated repositories; --repo seesr=alexnasa/SEESR replaces one that is
+gone. The first download locks the sha256 of what is not pinned in weights/manifest.lock.json.
 """
 
 import argparse
-import errno
+import hashlib
+import json
 import os
 import shlex
 import shutil
+import signal
 import sys
-import warnings
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
-# huggingface_hub reads these on import. Its Xet transfers start over after an interruption, plain ones resume.
-os.environ.setdefault("HF_HUB_DISABLE_XET", "1")
-os.environ |= {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_SYMLINKS_WARNING": "1", "HF_HUB_OFFLINE": "0"}
+# huggingface_hub reads these on import. Its Xet transfers start over after an interruption.
+os.environ |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_VERBOSITY": "error"}
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", str(int(not sys.stderr.isatty())))
 
 import requests
 from huggingface_hub import HfApi
-from huggingface_hub.utils import logging
-from tqdm import tqdm
+from huggingface_hub.utils import HFValidationError
 
-from scripts.manifest import Lock, Source, link, read_manifest
-
-ROOT = Path(__file__).resolve().parent.parent
-HUB = HfApi()
+ROOT, HUB = Path(__file__).resolve().parent.parent, HfApi()
 
 
-def look_up(sources: list[Source]) -> None:
-    """Complete the files of one hub repository from its metadata, at one commit."""
-    info = HUB.model_info(sources[0].repository, revision=sources[0].revision, files_metadata=True, timeout=30)
-    files = {file.rfilename: file for file in info.siblings or []}
-    for source in sources:
-        if file := files.get(source.path):  # without it, the download is refused with 404
-            source.revision, source.bytes, source.git_sha1 = info.sha, file.size, None if file.lfs else file.blob_id
-            source.sha256 = source.sha256 or (file.lfs.sha256 if file.lfs else None)
+@dataclass
+class Source:
+    """Files that go to one folder. `repository` is a name on the hub, a URL, or the path of a local folder."""
 
+    folder: str
+    repository: str
+    revision: str | None  # of a hub repository
+    licence: str
+    files: dict[str, str | None]  # path -> sha256
 
-def bring(source: Source, out: Path) -> None:
-    """Put one file in its place, whole and checked."""
-    path = out / source.place
-    if not source.is_at(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fetch(source, path, out / source.folder)
-    source.check(path)
-    tqdm.write(f"{path}: {source.bytes:,} bytes")
+    def missing(self, folder: Path) -> list[str]:
+        """The files that `folder` does not hold with a known sha256."""
+        return [path for path, sha256 in self.files.items() if not sha256 or digest(folder / path) != sha256]
 
-
-def fetch(source: Source, path: Path, folder: Path, attempts: int = 10) -> None:
-    """Bring one file to `path`, below `folder`. A cut connection is resumed, `attempts` times in all."""
-    if source.host == "local":
-        return link(Path(str(source)), path)
-    path.unlink(missing_ok=True)  # the hub's library takes a file that is there for the right one
-    if source.host == "github":
-        answer = requests.get(source.github_url, timeout=30)
-        answer.raise_for_status()
-        path.write_bytes(answer.content)
-    else:
+    def bring(self, folder: Path, jobs: int, attempts: int = 10) -> str | None:
+        """Fetch what `folder` lacks and check it. Returns one sentence on what to do if that fails."""
+        paths = self.missing(folder)
         try:
-            HUB.hf_hub_download(source.repository, source.path, revision=source.revision, local_dir=folder)
-        except requests.exceptions.ChunkedEncodingError:  # the library itself resumes after other failures
-            if attempts == 1:
-                raise
-            fetch(source, path, folder, attempts - 1)
+            self.fetch(paths, folder, jobs)
+        except (OSError, HFValidationError) as error:
+            cut = isinstance(error, requests.exceptions.ChunkedEncodingError)  # the library resumes after others only
+            return self.bring(folder, jobs, attempts - 1) if cut and attempts > 1 else self.explain(error)
+        self.files |= {path: self.files[path] or digest(folder / path) for path in paths}
+        for path in self.missing(folder):
+            found, wanted = digest(folder / path) or "none", self.files[path] or "any"
+            (folder / path).unlink(missing_ok=True)
+            return f"{self.repository}/{path} arrived with sha256 {found}, wanted {wanted}; removed, run this again"
+        shutil.rmtree(folder / ".cache", ignore_errors=True)  # the library's notes on unfinished files
+        print(f"{folder}: {len(self.files)} files of {self.repository}")
+
+    def fetch(self, paths: list[str], folder: Path, jobs: int) -> None:
+        """Put files into `folder`: those of a hub repository at one commit, local ones as symbolic links."""
+        is_url, local = self.repository.startswith("http"), Path(self.repository).expanduser().resolve()
+        if paths and not is_url and not local.is_dir():
+            info = HUB.model_info(self.repository, revision=self.revision, files_metadata=True, timeout=30)
+            large = {file.rfilename: file.lfs.sha256 for file in info.siblings or [] if file.lfs}
+            self.revision, self.files = info.sha, {path: sha or large.get(path) for path, sha in self.files.items()}
+            options = {"local_dir": folder, "allow_patterns": paths, "max_workers": jobs}
+            HUB.snapshot_download(self.repository, revision=info.sha, **options)
+            return
+        for path in paths:
+            place = folder / path
+            place.parent.mkdir(parents=True, exist_ok=True)
+            if is_url:
+                answer = requests.get(f"{self.repository}/{path}", timeout=30)
+                answer.raise_for_status()
+                place.write_bytes(answer.content)
+            elif place.resolve() != (local / path).resolve(strict=True):
+                place.unlink(missing_ok=True)
+                place.symlink_to(local / path)
+
+    def explain(self, error: Exception) -> str:
+        """One sentence on what to do after an error of `fetch`."""
+        response = getattr(error.__cause__ or error, "response", None)
+        reason = getattr(error, "strerror", None) or type(error.__cause__ or error).__name__
+        reason = reason if response is None else f"HTTP {response.status_code}"
+        gated = f"accept its licence ({self.licence}) and set HF_TOKEN"
+        gone = f"there is no such folder, and no such repository with revision {self.revision or 'main'}"
+        known = {"HTTP 401": gated, "HTTP 403": gated, "HTTP 404": gone, "HFValidationError": gone}
+        advice = known.get(reason, "check network and disk space and run this again")
+        return f"{self.repository} can't be fetched ({reason}): {advice}, or name another by --repo {self.folder}=..."
 
 
-def attempt(source: Source, action: Callable[..., None], *arguments: object) -> str | None:
-    """Run `action`. If it fails, one sentence says what to do about `source`."""
-    try:
-        return action(*arguments)
-    except RuntimeError as error:
-        return str(error)
-    except OSError as error:
-        status = getattr(getattr(error.__cause__ or error, "response", None), "status_code", None)
-        other = f"name another repository or a local folder by --repo {source.folder}=..."
-        if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
-            return f"{source} does not fit on the disk; free some space or use --out, and run this again"
-        if status in (401, 403):
-            return f"{source} is refused ({status}); accept its licence ({source.licence}) and set HF_TOKEN, or {other}"
-        if status == 404:
-            return f"{source} does not exist at revision {source.revision or 'main'} (404); {other}"
-        reason = error.strerror or (f"HTTP {status}" if status else type(error.__cause__ or error).__name__)
-        return f"{source} can't be fetched ({reason}); check network and folders, then run this again, or {other}"
+def digest(path: Path) -> str | None:
+    """The sha256 of a file; None if there is no file."""
+    if path.is_file():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def download(sources: list[Source], lock: Lock, out: Path, jobs: int) -> list[str]:
-    """Bring `sources` below `out`, `jobs` at a time. Returns one sentence for each failure."""
-    faults = []
-    for repository in dict.fromkeys(source.repository for source in sources if source.host == "hub"):
-        group = [source for source in sources if source.repository == repository]
-        if sentence := attempt(group[0], look_up, group):
-            faults.append(sentence)
-            sources = [source for source in sources if source not in group]
-    need = sum(source.bytes or 0 for source in sources if source.host != "local")
-    need -= sum(part.stat().st_size for part in out.rglob("*.incomplete"))
-    if need > (free := shutil.disk_usage(out).free):
-        return [*faults, f"{need / 1e9:.1f} GB are missing, {out} has {free / 1e9:.1f} GB; free some or use --out"]
-    results = ThreadPoolExecutor(jobs).map(lambda source: attempt(source, bring, source, out), sources)
-    for source, sentence in zip(sources, results, strict=True):
-        if sentence:
-            faults.append(sentence)
-        elif source.host != "local":
-            lock.add(source)
-    return faults
+def read_manifest(path: Path, repos: list[str], lock: dict[str, str]) -> list[Source]:
+    """The sources, with the repositories that `repos` (NAME=REPO) names, and what the first download locked."""
+    sources = [Source(**group) for group in json.loads(path.read_text())["sources"]]
+    for name, _, repo in (option.partition("=") for option in repos):
+        named = [source for source in sources if source.folder == name]
+        if not named or not repo:
+            sys.exit(f"download: --repo takes NAME=OWNER/REPO or NAME=FOLDER, NAME as in {path}; got {name}={repo}")
+        for source in named:
+            if not source.repository.startswith("http") or Path(repo, min(source.files)).expanduser().is_file():
+                source.repository, source.revision = repo, None  # the hub does not have RAM's tag lists
+    for source in sources:
+        source.revision = source.revision or lock.get(source.repository)
+        source.files = {file: sha or lock.get(f"{source.folder}/{file}") for file, sha in source.files.items()}
+    return sources
 
 
 def main() -> None:
@@ -114,29 +117,25 @@ def main() -> None:
     parser.add_argument("--manifest", type=Path, default=ROOT / "weights/manifest.json")
     parser.add_argument("--out", type=Path, default=ROOT / "weights/upstream", help="not needed after converting")
     parser.add_argument("--jobs", type=int, default=4, help="files at a time")
-    parser.add_argument("--repo", action="append", default=[], metavar="NAME=REPO", help="see above")
+    parser.add_argument("--repo", action="append", default=[], metavar="NAME=REPO", help="OWNER/REPO or a folder")
     parser.add_argument("--dry-run", action="store_true", help="list the missing files, without network")
     arguments = parser.parse_args()
-    out: Path = arguments.out
-    warnings.filterwarnings("ignore", module="huggingface_hub")
-    logging.set_verbosity_error()
+    out, lock_path, failures = arguments.out, arguments.manifest.with_suffix(".lock.json"), []
     try:
-        sources, lock = read_manifest(arguments.manifest, arguments.repo)
-        missing = [source for source in sources if not source.is_at(out / source.place)]
+        lock = json.loads(lock_path.read_text()) if lock_path.exists() else {}
+    except ValueError:
+        sys.exit(f"download: {lock_path} is no valid JSON; remove it, or restore it from git")
+    for source in read_manifest(arguments.manifest, arguments.repo, lock):
         if arguments.dry_run:
-            print(*map(Source.describe, missing), sep="\n")
-            return
-        out.mkdir(parents=True, exist_ok=True)
-        faults = download(missing, lock, out, max(1, arguments.jobs))
-    except (RuntimeError, OSError) as error:
-        faults = [str(error)]
-    except KeyboardInterrupt:
-        print("download: interrupted; run this again to go on", file=sys.stderr, flush=True)
-        os._exit(1)  # the library's transfers can't be stopped; no unfinished file is in its place
-    if faults:
-        sys.exit("\n".join(f"download: {sentence}" for sentence in faults))
-    for unfinished in out.glob("*/.cache"):
-        shutil.rmtree(unfinished)
+            print("".join(f"{source.repository}/{path}\n" for path in source.missing(out / source.folder)), end="")
+        elif failure := source.bring(out / source.folder, arguments.jobs):
+            failures.append(f"download: {failure}")
+        elif source.revision:
+            lock |= {f"{source.folder}/{path}": sha for path, sha in source.files.items()}
+            lock |= {source.repository: source.revision}
+            lock_path.write_text(json.dumps(lock, indent=1, sort_keys=True) + "\n")
+    if failures or arguments.dry_run:
+        sys.exit("\n".join(failures) or 0)
     base = shlex.quote(os.path.relpath(out, ROOT))
     print(
         f"Next:\n.venv/bin/python scripts/convert.py --sd-turbo {base}/sd-turbo --seesr {base}/seesr"
@@ -146,4 +145,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it at once: transfers in threads can't be stopped
     main()

@@ -20,7 +20,7 @@ from seesr.denoise import embed_control_image, run_controlnet_unet
 from seesr.vae import attention, tiling, vae_scale_factor
 
 SIDE = 32
-"""Latent pixels a side of what is measured by the pixel."""
+"""Side in latent pixels of the inputs that coefficients per pixel are measured with."""
 
 TILE_SIDES = (16, 48, 128)
 """VAE tiles that the coefficients of tile sizes are fitted to, in latent pixels."""
@@ -47,12 +47,11 @@ class TensorMemoryTracker(TorchDispatchMode):
 
     def _add(self, storage: Any) -> None:
         key = storage._cdata
-        if key in self._known:
-            return
-        self._known[key] = storage.nbytes()
-        self.now += storage.nbytes()
-        self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._drop, key)
+        if key not in self._known:
+            self._known[key] = storage.nbytes()
+            self.now += storage.nbytes()
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self._drop, key)
 
     def _drop(self, key: int) -> None:
         self.now -= self._known.pop(key, 0)
@@ -70,13 +69,10 @@ class FusedAttention(TorchFunctionMode):
 
 def to_meta(model: nn.Module) -> Any:
     """A copy of the network on the meta device, without values."""
-    tensors = [*model.parameters(), *model.buffers()]
-    return copy.deepcopy(model, {id(tensor): _without_values(tensor) for tensor in tensors})
-
-
-def _without_values(tensor: Tensor) -> Tensor:
-    empty = torch.empty_like(tensor, device="meta")
-    return nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty
+    known: dict[int, Tensor] = {id(buffer): buffer.to("meta") for buffer in model.buffers()}
+    for parameter in model.parameters():
+        known[id(parameter)] = nn.Parameter(parameter.to("meta"), requires_grad=False)
+    return copy.deepcopy(model, known)
 
 
 @torch.inference_mode()
@@ -129,16 +125,15 @@ def _measure_vae(vae: Any, direction: tiling.Direction) -> dict[str, Any]:
     source = torch.empty(1, *shape, dtype=vae.dtype, device="meta")
 
     def mid_block(side: int, stride: int) -> float:
-        peak = _peak(
-            lambda: attention.mid_block(coder.mid_block, torch.empty(1, width, side, side, dtype=vae.dtype), stride)
-        )
+        size = (1, width, side, side)
+        peak = _peak(lambda: attention.mid_block(coder.mid_block, torch.empty(size, dtype=vae.dtype), stride))
         return round(peak / side**2, 1)
 
     return {
         "untiled": round(_peak(lambda: coder(source).float()) / SIDE**2, 1),
         "mid_block": mid_block(SIDE, 1),
         # Several windows, so that one window's keys are not charged to every pixel.
-        "mid_block_sampled": mid_block(8 * attention.WINDOW, 4),
+        "mid_block_sampled": mid_block(4 * attention.WINDOW, 4),
         "tiles": _fit_tiles(vae, direction),
     }
 

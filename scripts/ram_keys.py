@@ -35,10 +35,10 @@ TABLE: dict[str, str | tuple[str, ...]] = {
     "wordvec_proj": "label_proj",
     "fc": "score",
 }
-"""Module (or bare tensor) names with their numbers as {}; a tuple is one stacked tensor split along its rows."""
+"""Names of modules or single tensors, with {} for numbers. A tuple: one stacked tensor, split along its rows."""
 
 DROPPED = re.compile(r"(relative_position_index|attn_mask)$|^(tag_encoder|text_decoder)\.")
-"""Names of upstream tensors that tagging does not need: buffers that are derived, the caption half of RAM."""
+"""Upstream tensors that tagging does not need: derived buffers, and RAM's caption networks."""
 
 _LEAF = re.compile(r"(.*)(\.weight|\.bias)$")
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
@@ -58,7 +58,7 @@ def from_upstream(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def to_upstream(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The exact inverse of `from_upstream`, but for what that dropped."""
+    """The exact inverse of `from_upstream`, without what it dropped."""
     whole = {ours: theirs for theirs, ours in TABLE.items() if isinstance(ours, str)}
     stacked = {part: theirs for theirs, ours in TABLE.items() if isinstance(ours, tuple) for part in ours}
     order = {part: place for ours in TABLE.values() if isinstance(ours, tuple) for place, part in enumerate(ours)}
@@ -98,21 +98,19 @@ def merge_dape(tensors: Mapping[str, Tensor], lora: Mapping[str, Tensor]) -> dic
     """
     _check_complete(tensors, lora)
     merged = dict(tensors)
-    for key, down in lora.items():
-        if not key.endswith(".lora_A"):
+    for key in lora:
+        if not key.endswith(".lora_A") or key.startswith("text_decoder."):
             continue
-        up = lora[key.removesuffix("A") + "B"]
-        target = key.removesuffix("lora_A") + "weight"
-        if target.startswith("tag_encoder."):
-            target = target.replace("tag_encoder.", "tagging_head.", 1)
-            if target not in merged:
-                continue  # self-attention and later layers, which tagging does not have
-        elif target.startswith("text_decoder."):
-            continue
-        if target not in merged:
+        down, up = lora[key].float(), lora[key.removesuffix("A") + "B"].float()
+        target = re.sub(r"^tag_encoder\.", "tagging_head.", key.removesuffix("lora_A") + "weight")
+        if target in merged:
+            merged[target] = merged[target].float() + _delta(down, up, merged[target])
+        elif not key.startswith("tag_encoder."):  # its self-attention and later layers are not needed for tagging
             raise RuntimeError(f"DAPE has {key!r}, but the RAM checkpoint has no {target!r} to merge it into")
-        merged[target] = merged[target].float() + _delta(down.float(), up.float(), merged[target])
     return merged
+
+
+_UPDATED = re.compile(r"^visual_encoder\..*\.qkv\.weight$|^tagging_head\..*crossattention\.self\.(query|key)\.weight$")
 
 
 def _check_complete(tensors: Mapping[str, Tensor], lora: Mapping[str, Tensor]) -> None:
@@ -126,9 +124,6 @@ def _check_complete(tensors: Mapping[str, Tensor], lora: Mapping[str, Tensor]) -
     for key in tensors:
         if _UPDATED.search(key) and key.replace(".weight", ".lora_A") not in lora:
             raise RuntimeError(f"DAPE has no update for {key!r}; the file is incomplete, download it again")
-
-
-_UPDATED = re.compile(r"^visual_encoder\..*\.qkv\.weight$|^tagging_head\..*crossattention\.self\.(query|key)\.weight$")
 
 
 def _delta(down: Tensor, up: Tensor, weight: Tensor) -> Tensor:

@@ -146,8 +146,7 @@ def build_component(directory: Path, component: str) -> Any:
 
 def build_unet(config: dict[str, Any], token_width: int) -> UNet2DConditionModel:
     """From an upstream config.json: the stock UNet with SeeSR's image attention over tokens of `token_width`."""
-    unet: Any = UNet2DConditionModel.from_config(_arguments(config))  # its stub says it may be a tuple
-    return add_image_attention(unet, token_width)
+    return add_image_attention(UNet2DConditionModel.from_config(_arguments(config)), token_width)
 
 
 def build_controlnet(config: dict[str, Any], token_width: int) -> ControlNetModel:

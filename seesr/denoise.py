@@ -31,7 +31,7 @@ class Conditioning:
 
 @dataclass(frozen=True)
 class ConditioningCache:
-    """The control image's embedding by tile, for all steps, particles and branches; only the latest unless `cache_all`."""
+    """The ControlNet's embeddings of the control image's tiles: of all tiles if `cache_all`, else of the latest."""
 
     controlnet: Any
     control_image: Tensor

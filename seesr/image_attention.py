@@ -1,13 +1,11 @@
 """Give a diffusers UNet or ControlNet SeeSR's second cross-attention, over image tokens."""
 
 import re
-from typing import Any, TypeVar
+from typing import Any
 
 from torch import Tensor, nn
 
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
-
-Model = TypeVar("Model", bound=nn.Module)
 
 
 class TextThenImageAttention(nn.Module):
@@ -34,13 +32,12 @@ class TextThenImageAttention(nn.Module):
         return self.image(hidden_states, tokens, **kwargs)
 
 
-def add_image_attention(model: Model, image_dim: int) -> Model:
+def add_image_attention(model: Any, image_dim: int) -> Any:
     """Wrap every cross-attention of a stock UNet2DConditionModel or ControlNetModel in place; return the model.
 
     `image_dim` is the width of the image tokens: 512 for SeeSR (upstream hard-codes it; no config names it).
     """
-    blocks: Any = model
-    for block in (*blocks.down_blocks, blocks.mid_block, *getattr(model, "up_blocks", ())):
+    for block in (*model.down_blocks, model.mid_block, *getattr(model, "up_blocks", ())):
         if getattr(block, "has_cross_attention", False):
             block.attentions = nn.ModuleList(TextThenImageAttention(text, image_dim) for text in block.attentions)
     return model

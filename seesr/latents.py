@@ -51,8 +51,7 @@ class LatentCodec:
     def _encode(self, control_image: Tensor, context: UpscaleContext) -> Tensor:
         """(1, 3, H, W) in [0, 1] -> the posterior's moments (1, 2C, h, w), float32
 
-        A large image is encoded at a smaller size, and its moments are enlarged: at the first timestep they weigh 0.07
-        beside the noise, and the ControlNet sees the image at full size.
+        A large image is encoded at a smaller size: at the first timestep the moments weigh 0.07 beside the noise.
         """
         size = context.plan.encode_size(context.latent_size)
         if size == context.latent_size:

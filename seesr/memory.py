@@ -163,7 +163,7 @@ class MemoryModel:
         }
 
     def fit(self, size: Size, settings: Settings, plan: TilePlan, free: int) -> TilePlan:
-        """The largest plan, from `plan` down, that needs at most `free` bytes. Raises ValueError if there is none."""
+        """`plan`, shrunk until every stage needs at most `free` bytes. Raises ValueError if it can't shrink so far."""
         latent = (size[0] // self.factor, size[1] // self.factor)
         while True:
             peaks = self.peaks(size, settings, plan)

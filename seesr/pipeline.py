@@ -51,8 +51,7 @@ class Result:
 class SeeSR:
     """SeeSR on SD-Turbo, or on any bundle of the same classes. Source: cswry/SeeSR, test_seesr_turbo.py.
 
-    Models run in the dtype they were loaded in, on `device`. Latents between them are float32. `memory_limit` is how
-    many bytes an upscale may plan with; None means all that is free.
+    `memory_limit` is how many bytes an upscale may plan with; None means all that is free.
     """
 
     def __init__(self, components: bundle.Components, profile: hardware.Profile, device: str = "cpu") -> None:
@@ -130,7 +129,7 @@ class SeeSR:
     ) -> Tensor:
         """One ControlNet and UNet call: (B, C, h, w), t, (B, 3, H, W) in [0, 1] -> (B, C, h, w), float32
 
-        `text` is (1 or B, 77, D), `tokens` (1 or B, L, Di). The output is of the scheduler's prediction_type, often noise.
+        `text` is (1 or B, 77, D), `tokens` (1 or B, L, Di). The output is what the scheduler's prediction_type says.
         """
         controlnet, unet = self.components.controlnet, self.components.unet
         embedding = embed_control_image(controlnet, control)

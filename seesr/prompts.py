@@ -21,9 +21,9 @@ class PromptEncoder:
         self._states: dict[str, Tensor] = {}
 
     def compose(self, tags: Sequence[str], user_prompt: str, positive_prompt: str) -> str:
-        """Tags, user_prompt and positive_prompt as one comma-separated prompt of at most 77 tokens, without empty items.
+        """Tags, user_prompt and positive_prompt as one comma-separated prompt of at most 77 tokens, no item empty.
 
-        If they don't fit, the last tags are left out; upstream cuts the end, which is the user's words.
+        If they don't fit, the last tags are left out (upstream cuts the end: the user's words).
         """
         words = [text for text in (user_prompt.strip().rstrip(",").strip(), positive_prompt.strip()) if text]
         count = len(tags)
@@ -34,9 +34,7 @@ class PromptEncoder:
                 break
             count -= 1
         if tokens > self.length:
-            log.warning(
-                "user_prompt and positive_prompt have %d tokens: only the first %d are used.", tokens, self.length
-            )
+            log.warning("user_prompt and positive_prompt have %d tokens: the first %d are used.", tokens, self.length)
         elif count < len(tags):
             log.info("The prompt holds %d of %d tags: the text encoder reads %d tokens.", count, len(tags), self.length)
         return prompt

@@ -82,8 +82,3 @@ class Settings:
     def branches(self) -> int:
         """Number of prompts per tile: guidance adds the negative prompt."""
         return 2 if self.cfg_scale > 1 else 1
-
-    @property
-    def network_calls(self) -> int:
-        """How often each tile runs through ControlNet and UNet."""
-        return self.num_inference_steps * self.particles * self.branches

@@ -111,7 +111,7 @@ def test_packages_stay_where_they_belong(package: str, allowed: str) -> None:
 
 
 def test_only_downloads_and_servers_use_the_network() -> None:
-    allowed = r"scripts\.(download|manifest|deploy|cog_server|batch\..*)"
+    allowed = r"scripts\.(download|deploy|cog_server|batch\..*)"
     users = set().union(*(users_of(package) for package in NETWORK))
     assert [user for user in users if not re.fullmatch(allowed, user)] == []
 

@@ -124,6 +124,7 @@ def test_pickles_are_never_read(bundle: Path) -> None:
         bundles.load(bundle)
 
 
+@pytest.mark.slow
 def test_a_failed_save_leaves_nothing(golden: SeeSR, tmp_path: Path) -> None:
     with pytest.raises(TypeError):
         bundle_writer.save(golden.components, tmp_path / "copy", {"kind": object()})

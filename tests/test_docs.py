@@ -78,7 +78,8 @@ PROGRAMS = sorted({program for _, program, _ in COMMANDS})
 
 def run_help(program: Program) -> subprocess.CompletedProcess[str]:
     interpreter = [] if (ROOT / program[0]).is_file() and not program[0].endswith(".py") else [sys.executable]
-    return subprocess.run([*interpreter, *program, "--help"], cwd=ROOT, capture_output=True, text=True, check=False)
+    command = [*interpreter, *program, "--help"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
 
 
 @cache

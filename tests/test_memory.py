@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from scripts.bench import random_bundle
 from torch import Tensor
 
+from scripts.bench import random_bundle
 from scripts.dry_run import FusedAttention, TensorMemoryTracker
 from seesr import denoise, hardware, images, pipeline, sizes
 from seesr.bundle import Components
@@ -120,6 +120,7 @@ def test_the_fidelity_dial_is_counted(tiny: SeeSR, monkeypatch: pytest.MonkeyPat
     assert predicted["color"] == pytest.approx(real["color"], rel=0.15)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("direction", ["encode", "decode"])
 def test_sampled_attention_is_predicted_by_the_pixel(full_size: Components, direction: str) -> None:
     """What the middle block of a large image holds grows with its pixels, not with its windows."""
@@ -263,6 +264,7 @@ def test_a_tenth_of_the_free_memory_is_held_back(monkeypatch: pytest.MonkeyPatch
     assert hardware.free_memory("cpu") == 900_000
 
 
+@pytest.mark.slow
 def test_the_real_models_fit_a_card_of_16_gb(full_size: Components) -> None:
     """Up to 8192 x 8192 beside 4.2 GB of weights, by the memory model, with the T4's tiles; 2048 x 2048 exactly."""
     settings = Settings(num_inference_steps=4)

@@ -115,6 +115,7 @@ assert set(seesr.__all__) <= set(dir(seesr))
     assert min(float(python(code, tmp_path)) for _ in range(3)) < 0.05
 
 
+@pytest.mark.slow
 def test_the_public_names_are_imported_on_first_use_without_warnings(tmp_path: Path) -> None:
     code = "from seesr import *; from seesr import SeeSR; print(*sorted(n for n in dir() if n[0] != '_'))"
     assert python(code, tmp_path).split() == ["SeeSR", "Settings", "open_image", "save_image"]

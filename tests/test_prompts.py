@@ -1,17 +1,12 @@
 """Prompts that fit, and text states equal to the reference's."""
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
 
 from seesr.pipeline import SeeSR
 from seesr.prompts import PromptEncoder
-from tests.golden import recorded
+from tests.golden import PROMPTS, recorded
 
-DATA = Path(__file__).parent / "data"
-PROMPTS = json.loads((DATA / "text.json").read_text())["prompts"]
 RECORDED = recorded("text")
 
 
@@ -54,4 +49,4 @@ def test_a_long_tag_list_gives_way_to_the_words(prompts: PromptEncoder) -> None:
 
 def test_too_many_words_are_said(prompts: PromptEncoder, caplog: pytest.LogCaptureFixture) -> None:
     prompts.compose(["sky"], "word " * 100, "clean")
-    assert "the text encoder reads 77" in caplog.text
+    assert "the first 77 are used" in caplog.text

@@ -6,9 +6,10 @@ from typing import Literal
 
 import pytest
 import torch
-from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
 from seesr.schedule import Schedule
+
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
 RECORDED = json.loads((Path(__file__).parent / "data/schedule.json").read_text())["steps"]
 CONFIG = {

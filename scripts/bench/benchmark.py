@@ -46,13 +46,8 @@ def measure(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     runs = 0 if arguments.count else arguments.runs
     ceilings = measure_ceilings(seesr.device, seesr.dtype) if runs else None
     for side, steps, tile in itertools.product(arguments.sides, arguments.steps, arguments.tile):
-        settings = Settings(
-            num_inference_steps=steps,
-            scale_factor=arguments.scale,
-            seed=0,
-            latent_tiled_size=tile,
-            latent_tiled_overlap=arguments.overlap,
-        )
+        tiles = {"latent_tiled_size": tile, "latent_tiled_overlap": arguments.overlap}
+        settings = Settings(num_inference_steps=steps, scale_factor=arguments.scale, seed=0, **tiles)
         rows = {name: measure_case(model, name, side, settings, runs, ceilings) for name, model in tilings.items()}
         if len(rows) > 1:
             print(ratios(rows), flush=True)

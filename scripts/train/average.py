@@ -29,18 +29,16 @@ def average(bundles: Sequence[Path], shares: Sequence[float], out: Path) -> None
     loaded = [bundle.load(directory) for directory in bundles]
     for networks in zip(*(components.models for components in loaded), strict=True):
         states = [network.state_dict() for network in networks]
-        shapes = [{name: tensor.shape for name, tensor in state.items()} for state in states]
-        if any(shape != shapes[0] for shape in shapes):
-            kind = type(networks[0]).__name__
-            raise ValueError(f"the bundles must hold the same tensors, {kind} differs; average one lineage only")
+        if len({str({name: tensor.shape for name, tensor in state.items()}) for state in states}) > 1:
+            raise ValueError("the bundles must hold the same tensors; average bundles of one lineage only")
         for name, tensor in states[-1].items():
             if tensor.is_floating_point():
                 total: Any = sum(share * state[name].double() for share, state in zip(shares, states, strict=True))
                 tensor.copy_(total)
     infos = [json.loads((directory / "bundle.json").read_text(encoding="utf-8")) for directory in bundles]
     sources = [f"{share:g} of ({info['trained_by']})" for share, info in zip(shares, infos, strict=True)]
-    described = {"trained_by": f"scripts.train.average: {', '.join(sources)}", "validation": {}}
-    save(loaded[-1], out, infos[-1] | described)
+    trained_by = f"scripts.train.average: {', '.join(sources)}"
+    save(loaded[-1], out, infos[-1] | {"trained_by": trained_by, "validation": {}})
 
 
 def main() -> None:

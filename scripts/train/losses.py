@@ -1,4 +1,4 @@
-"""The losses of the training stages."""
+"""The loss of the refine stage, and its parts."""
 
 import math
 from typing import Any
@@ -8,16 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scripts.eval.metrics import DeepFeatures
-from scripts.train.data import TAGS, UNSURE, Batch, TagBatch
-from scripts.train.model import POSITIVE, Bundle
+from scripts.eval.metrics import DeepDistance
+from scripts.train.data import Batch
+from scripts.train.model import Bundle
 from seesr.color_fix import low_frequencies
+from seesr.settings import Settings
 
-NEGATIVE = "dotted, noise, blur, lowres, smooth"
 USER_WORDS = ("a photo", "sharp", "detailed", "old photograph", "portrait", "landscape", "text", "macro")
-FEATURE_WEIGHT, REFINE_FEATURE_WEIGHT = 0.03, 0.05
-CONTRAST_WEIGHT, HARM_WEIGHT, GRAIN_WEIGHT = 0.3, 2.0, 0.1
-"""Of the refine stage."""
 
 
 def l1(a: Tensor, b: Tensor) -> Tensor:
@@ -80,21 +77,6 @@ def harm(result: Tensor, batch: Batch) -> Tensor:
     return F.relu(ours / (theirs + 1e-4) - 0.96).mean()
 
 
-class FeatureLoss:
-    """Distance of early features of EfficientNet-Lite1. Evaluation uses another network, Lite0.
-
-    Raises RuntimeError without its packages.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self.features = DeepFeatures(1, (0, 2, 4)).to(device)
-
-    def __call__(self, result: Tensor, truth: Tensor) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] twice -> mean over blocks of the squared distance per feature pixel"""
-        pairs = (found.chunk(2) for found in self.features(torch.cat([result, truth])))
-        return torch.stack([(ours - theirs).square().sum(1).mean() for ours, theirs in pairs]).mean()
-
-
 class Adversary:
     """A small critic that learns to tell real patches of about 22 pixels from ours, and the loss that it gives.
 
@@ -105,25 +87,15 @@ class Adversary:
 
     SHARE, WARM_UP, RATE = 0.08, 300, 5e-4
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
         shapes = ((6, 32, 4, 2), (32, 64, 4, 2), (64, 64, 3, 1), (64, 1, 3, 1))
         layers: list[nn.Module] = []
         for inputs, outputs, kernel, stride in shapes:
             conv = nn.Conv2d(inputs, outputs, kernel, stride, padding=1)
             layers += [nn.utils.parametrizations.spectral_norm(conv), nn.LeakyReLU(0.2)]
-        self.critic = nn.Sequential(*layers[:-1])
-        self.optimizer = self._optimizer()
+        self.critic = nn.Sequential(*layers[:-1]).to(device)
+        self.optimizer = torch.optim.AdamW(self.critic.parameters(), lr=self.RATE, betas=(0.5, 0.99))
         self.seen = 0
-
-    def _optimizer(self) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(self.critic.parameters(), lr=self.RATE, betas=(0.5, 0.99))
-
-    def to(self, device: torch.device) -> None:
-        """Move the critic and the state of its optimizer."""
-        state = self.optimizer.state_dict()
-        self.critic.to(device)
-        self.optimizer = self._optimizer()
-        self.optimizer.load_state_dict(state)
 
     def __call__(self, result: Tensor, batch: Batch) -> Tensor:
         """(B, 3, H, W) in [-1, 1] -> a loss of value 0 with the critic's gradient; the critic takes one step"""
@@ -144,75 +116,66 @@ class Adversary:
     def _normalized(image: Tensor) -> Tensor:
         return normalize(F.pad(image, (3, 3, 3, 3), mode="reflect"), 2 / 127.5)
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         return {"critic": self.critic.state_dict(), "optimizer": self.optimizer.state_dict(), "seen": self.seen}
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         self.critic.load_state_dict(state["critic"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.seen = state["seen"]
 
 
-def vae_loss(bundle: Bundle, batch: Batch, random: np.random.Generator) -> Tensor:
-    """Reconstruction of the truth and, in a quarter of the batches, of a resized input too."""
-    image = torch.cat([batch.truth[:3], batch.control[3:]]) if random.random() < 0.25 else batch.truth
-    mean = bundle.vae.encode(image).latent_dist.mean  # type: ignore[union-attr]
-    result = bundle.vae.decode(mean + 0.03 * torch.randn_like(mean)).sample  # type: ignore[union-attr]
-    return l1(result, image) + 0.3 * gradient_l1(result, image) + 0.5e-5 * mean.square().mean()
-
-
-def tagger_loss(bundle: Bundle, batch: TagBatch, random: np.random.Generator) -> Tensor:
-    """Binary cross-entropy of the tags that are known."""
-    logits = bundle.ram.logits(bundle.tokens(batch.images))
-    known = batch.targets != UNSURE
-    return F.binary_cross_entropy_with_logits(logits[known], batch.targets[known].float())
-
-
-def joint_loss(
-    bundle: Bundle,
-    batch: Batch,
-    random: np.random.Generator,
-    distance: FeatureLoss | None = None,
-    distance_weight: float = FEATURE_WEIGHT,
-    adversary: Adversary | None = None,
-) -> Tensor:
-    """The loss behind the decoder and the colour fix, where the user sees the result.
+class RefineLoss:
+    """The loss behind the decoder and the colour fix, where the user sees the result; the original is the target.
 
     60 % of the batches are the first step (t = 999). The others continue from the model's own x0 of that step with
-    new noise of a later step, as in inference. 5 % take the negative prompt with the resized input as truth, which
-    gives guidance a direction. `adversary` adds the losses of the refine stage.
+    new noise of a later step, as in inference. 5 % take the negative prompt with the resized input as the target,
+    which gives guidance a direction. `features` needs the packages of `scripts/setup eval`.
     """
-    truth = batch.truth
-    prompts = [random_prompt(tags, random) for tags in batch.tags]
-    if random.random() < 0.05:
-        truth, prompts = batch.control, [NEGATIVE] * len(prompts)
-    text = bundle.text_states(prompts)
-    with torch.no_grad():
-        tokens = bundle.tokens(batch.small)
-        latent = bundle.encode(batch.control)
-        latent = bundle.schedule.add_noise(latent, torch.randn_like(latent), 999)
-    t = 999 if random.random() < 0.6 else int(random.choice([749, 499, 499, 249]))
-    if t < 999:
+
+    GRADIENT, RAW, FEATURES, CONTRAST, HARM, GRAIN, RECONSTRUCTION = 0.15, 0.1, 0.05, 0.3, 2.0, 0.1, 0.3
+    """Weights. RAW is of the result before the colour fix, RECONSTRUCTION of the VAE's image of the original."""
+
+    def __init__(self, device: torch.device, features: bool = True) -> None:
+        # Of Lite1: the evaluation uses another network, Lite0.
+        self.distance = DeepDistance(1, (0, 2, 4)).to(device) if features else None
+        self.adversary = Adversary(device)
+        self.state_dict, self.load_state_dict = self.adversary.state_dict, self.adversary.load_state_dict
+
+    def __call__(self, bundle: Bundle, batch: Batch, random: np.random.Generator) -> Tensor:
+        """A batch -> a scalar; takes one step of the critic, except where the prompt is negative"""
+        target, prompts = batch.truth, [random_prompt(tags, random) for tags in batch.tags]
+        if negative := random.random() < 0.05:
+            target, prompts = batch.control, [Settings.negative_prompt] * len(prompts)
+        raw = predict(bundle, batch, prompts, random)
+        result = raw + low_frequencies(batch.control - raw)
+        loss = l1(result, target) + self.GRADIENT * gradient_l1(result, target) + self.RAW * l1(raw, target)
+        if self.distance:
+            loss = loss + self.FEATURES * self.distance(result, target)
+        if not negative:
+            loss = loss + self.CONTRAST * contrast_l1(result, target) + self.HARM * harm(result, batch)
+            loss = loss + self.GRAIN * grain_l1(result, target)
+            loss = loss + self.adversary(result, batch)
+        if random.random() < 0.25:
+            part = batch.truth[:1]
+            loss = loss + self.RECONSTRUCTION * l1(bundle.decode(bundle.encode(part)), part)
+        return loss
+
+
+def predict(bundle: Bundle, batch: Batch, prompts: list[str], random: np.random.Generator) -> Tensor:
+    """One step of the model -> (B, 3, H, W) in [-1, 1], before the colour fix"""
+    text, tokens, first = bundle.text_states(prompts), bundle.tokens(batch.small), bundle.schedule.last
+    latent = bundle.noisy(batch.control)
+    t = first if random.random() < 0.6 else int(random.choice([749, 499, 499, 249]))
+    if t < first:
         with torch.no_grad():
-            x0 = bundle.x0(latent, 999, batch.control, text, tokens)
+            x0 = bundle.x0(latent, first, batch.control, text, tokens)
             latent = bundle.schedule.add_noise(x0, torch.randn_like(x0), t)
-    raw = bundle.decode(bundle.x0(latent, t, batch.control, text, tokens))
-    result = raw + low_frequencies(batch.control - raw)
-    loss = l1(result, truth) + 0.15 * gradient_l1(result, truth) + 0.1 * l1(raw, truth)
-    if distance is not None:
-        loss = loss + distance_weight * distance(result, truth)
-    if adversary is not None and truth is batch.truth:
-        loss = loss + CONTRAST_WEIGHT * contrast_l1(result, truth) + HARM_WEIGHT * harm(result, batch)
-        loss = loss + GRAIN_WEIGHT * grain_l1(result, truth)
-        loss = loss + adversary(result, batch)
-    if random.random() < 0.25:
-        part = batch.truth[:1]
-        loss = loss + 0.3 * l1(bundle.decode(bundle.encode(part)), part)
-    return loss
+    return bundle.decode(bundle.x0(latent, t, batch.control, text, tokens))
 
 
-def random_prompt(tags: tuple[int, ...], random: np.random.Generator) -> str:
+def random_prompt(tags: list[str], random: np.random.Generator) -> str:
     """The tags, a user prompt and the positive prompt, each left out at random."""
-    kept = [TAGS[tag] for tag in tags if random.random() < 0.8]
+    kept = [tag for tag in tags if random.random() < 0.8]
     words = [str(random.choice(USER_WORDS))] if random.random() < 0.2 else []
-    return ", ".join([*kept, *words, *([POSITIVE] if random.random() < 0.9 else [])])
+    return ", ".join([*kept, *words, *([Settings.positive_prompt] if random.random() < 0.9 else [])])

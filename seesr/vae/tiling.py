@@ -27,7 +27,7 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True)
 class Tile:
-    """A tile between two layers: `hidden` (B, C, h, w) is `rows` x `columns` of a map of `size`, `interior` without halo."""
+    """A tile between two layers: `hidden` (B, C, h, w) is `rows` x `columns` of a map; `interior` is without halo."""
 
     hidden: Tensor
     rows: Span
@@ -181,7 +181,9 @@ def run_lockstep(tiles: list[TileCoroutine], collected: list[Statistics]) -> Ite
 
 def run_with_stats(tile: TileCoroutine, collected: list[Statistics]) -> Tile:
     """Run one tile to its end with the statistics of other tiles."""
-    *_, found = (resume(tile, statistics) for statistics in (None, *collected))
+    found = resume(tile, None)
+    for statistics in collected:
+        found = resume(tile, statistics)
     assert isinstance(found, Tile)
     return found
 

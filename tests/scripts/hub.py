@@ -32,7 +32,6 @@ class Hub:
         self.stalled = threading.Event()
         self.commits: set[str] = set()
         self.requests: list[tuple[str, str, str, str | None, str | None]] = []
-        self.listed = True
         self.store = self._serve(self._store)
         self.front = self._serve(self._front)
         self.url = f"http://localhost:{self.front.server_port}"
@@ -67,10 +66,10 @@ class Hub:
                 return self._refuse(request, *self.status.get(repository, (401, "")))
             self.commits.add(revision or "main")
             siblings = [self.sibling(*item) for item in self.files[repository].items()]
-            listed = {"id": repository, "sha": COMMIT, "siblings": siblings if self.listed else []}
+            listed = {"id": repository, "sha": COMMIT, "siblings": siblings}
             return self._send(request, json.dumps(listed).encode())
-        if "/resolve/" not in path:  # GitHub
-            repository, (_, path) = "/".join(path.split("/")[:2]), path.split("/", 3)[2:]
+        if "/resolve/" not in path:  # a plain file server
+            repository, path = "/".join(path.split("/")[:2]), path.split("/", 2)[2]
         else:
             repository, _, path = path.partition("/resolve/")
             path = path.partition("/")[2]
@@ -125,6 +124,14 @@ class Hub:
         request.send_header("Content-Length", "0")
         request.end_headers()
 
+    def write_manifest(self, folder: Path, files: dict[str, str | None], revision: str | None = None) -> Path:
+        """A manifest of the repository us/x, which goes to the folder x, and of one file by its URL."""
+        group = {"folder": "x", "repository": "us/x", "revision": revision, "licence": "CC0", "files": files}
+        tags = {"repository": f"{self.url}/us/tags/data", "revision": None, "files": {"list.txt": sha256(LIST)}}
+        path = folder / "manifest.json"
+        path.write_text(json.dumps({"sources": [group, group | tags]}))
+        return path
+
     def ranges(self) -> list[str | None]:
         """Of every download of a large file, the range asked for."""
         return [wanted for where, command, *_, wanted in self.requests if where == "store" and command == "GET"]
@@ -136,14 +143,3 @@ def is_large(path: str) -> bool:
 
 def git_sha1(content: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-
-
-def write_manifest(folder: Path, files: dict[str, str | None], revision: str | None = None) -> Path:
-    """A manifest of the repository us/x, which goes to the folder x, and of one file of GitHub."""
-    entries = [{"path": path, "bytes": None, "sha256": sha} for path, sha in files.items()]
-    group = {"folder": "x", "host": "hub", "repository": "us/x", "revision": revision, "licence": "CC0"}
-    tags = {"path": "data/list.txt", "bytes": len(LIST), "sha256": sha256(LIST)}
-    github = group | {"host": "github", "repository": "us/tags", "revision": COMMIT, "files": [tags]}
-    path = folder / "manifest.json"
-    path.write_text(json.dumps({"sources": [group | {"files": entries}, github]}))
-    return path

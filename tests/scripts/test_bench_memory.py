@@ -26,6 +26,7 @@ def test_the_embedded_bundle_holds_what_is_measured(
     assert "| fp16 decode untiled | 3072.0 | 3072.0 |" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_write_adds_the_constants_and_changes_nothing_else(
     tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -49,6 +49,7 @@ def test_the_bundle_is_complete_and_says_where_it_is_from(upstream: Path, tmp_pa
         assert {tensor.dtype for tensor in load_file(tmp_path / "bundle" / name).values()} == {torch.float16}
 
 
+@pytest.mark.slow
 def test_the_unet_is_merged_from_both(upstream: Path, tmp_path: Path) -> None:
     run(upstream, tmp_path / "bundle")
     merged, base, seesr = (
@@ -76,6 +77,7 @@ def test_the_command_line(upstream: Path, tmp_path: Path) -> None:
     assert second.stderr.splitlines()[-1].startswith(f"convert: {out} exists already")
 
 
+@pytest.mark.slow
 def test_old_attention_names_in_the_vae_are_read(upstream: Path, tmp_path: Path) -> None:
     path = upstream / "sd_turbo/vae/diffusion_pytorch_model.safetensors"
     old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}

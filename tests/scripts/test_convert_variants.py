@@ -34,6 +34,7 @@ def run(upstream: Path, out: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_fp16_files_are_taken_where_they_are_there(upstream: Path, tmp_path: Path) -> None:
     expected = {}
     for name in NAMES:
