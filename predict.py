@@ -31,7 +31,7 @@ class Inputs:
     negative_prompt = Input(default="dotted, noise, blur, lowres, smooth", description="Qualities to avoid. Acts only when cfg_scale is above 1.")
     num_inference_steps = Input(default=4, ge=1, le=4, description="Denoising steps. 1 is fastest. Time grows linearly with the number of steps.")
     scale_factor = Input(default=4.0, ge=1, le=8, description="How many times larger each side gets.")
-    cfg_scale = Input(default=1.0, ge=1, le=10, description="Guidance: how strongly to follow the prompt and avoid the negative prompt. Above 1 each step costs twice as much.")
+    cfg_scale = Input(default=1.0, ge=0.5, le=10, description="Guidance: how strongly to follow the prompt and avoid the negative prompt. Above 1 each step costs twice as much.")
     latent_tiled_size = Input(default=0, ge=0, le=480, description="Largest side of the denoised tiles in latent pixels (8 image pixels each with the full model, 4 with the embedded bundle). 0 lets the GPU decide, else 32 to 480. Smaller tiles need less memory.")
     latent_tiled_overlap = Input(default=0, ge=0, le=240, description="Overlap of the tiles in latent pixels. 0 takes an eighth of the tile; at most half of the tile is used.")
     color_fix = Input(default="wavelet", choices=["wavelet", "dwt", "adain", "none"], description="How the input's colours are restored: wavelet (as the reference does), dwt (the same by an orthogonal wavelet), adain (mean and contrast per channel), none.")

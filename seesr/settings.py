@@ -13,7 +13,7 @@ NEUTRAL_FIDELITY = 0.5  # leaves the model's result unchanged
 _RANGES: dict[str, tuple[float, float]] = {
     "num_inference_steps": (1, 4),
     "scale_factor": (1, 8),
-    "cfg_scale": (1, 10),
+    "cfg_scale": (0.5, 10),
     "output_quality": (1, 100),
     "conditioning_scale": (0, 10),
     "seed": (0, 2**63 - 1),
@@ -60,7 +60,9 @@ class Settings:
     def __post_init__(self) -> None:
         for name in _INTEGERS:
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
+            if isinstance(value, float) and value.is_integer():  # JSON clients send 4.0 for 4
+                object.__setattr__(self, name, int(value))
+            elif value is not None and (not isinstance(value, int) or isinstance(value, bool)):
                 raise ValueError(f"{name} must be a whole number, got {value!r}")
         for name, (low, high) in _RANGES.items():
             value = getattr(self, name)

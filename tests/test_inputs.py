@@ -69,7 +69,7 @@ def test_schema_has_the_inputs_in_order_with_their_ranges(document: dict) -> Non
     assert limits == {
         "num_inference_steps": (1, 4),
         "scale_factor": (1, 8),
-        "cfg_scale": (1, 10),
+        "cfg_scale": (0.5, 10),
         "latent_tiled_size": (0, 480),
         "latent_tiled_overlap": (0, 240),
         "output_quality": (1, 100),

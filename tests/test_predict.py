@@ -81,7 +81,7 @@ def test_ready_and_a_prediction(server: CogServer, photograph: np.ndarray) -> No
         ({"num_inference_steps": 5}, "greater than the maximum of 4"),
         ({"scale_factor": 0.5}, "less than the minimum of 1"),
         ({"scale_factor": 9}, "greater than the maximum of 8"),
-        ({"cfg_scale": 0}, "less than the minimum of 1"),
+        ({"cfg_scale": 0.4}, "less than the minimum of 0.5"),
         ({"cfg_scale": 11}, "greater than the maximum of 10"),
         ({"latent_tiled_size": -1}, "less than the minimum of 0"),
         ({"latent_tiled_size": 481}, "greater than the maximum of 480"),
@@ -144,6 +144,13 @@ def test_an_empty_seed_is_drawn_and_repeats(server: CogServer, photograph: np.nd
     _, other = server.predict(**inputs)
     assert drawn["output"] == again["output"]
     assert drawn["metrics"]["seed"] != other["metrics"]["seed"]
+
+
+def test_whole_floats_are_taken_as_integers(server: CogServer, photograph: np.ndarray) -> None:
+    inputs = {"num_inference_steps": 1.0, "seed": 5.0, "scale_factor": 2, "output_quality": 90.0, "cfg_scale": 0.5}
+    status, answer = server.predict(image=uri(photograph), **inputs)
+    assert (status, answer["status"]) == (200, "succeeded"), answer
+    assert answer["output"] == server.predict(image=uri(photograph), **SMALL)[1]["output"]
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,9 @@ from seesr.settings import Settings
         ("start_point", "image"),
         ("conditioning_scale", -0.1),
         ("num_particles", 17),
-        ("num_particles", 2.0),
+        ("num_particles", 2.5),
+        ("seed", 2**63),
+        ("cfg_scale", 0.4),
         ("bandwidth", 0.05),
         ("bandwidth", 0.9),
         ("fidelity", -0.1),
@@ -37,6 +39,16 @@ from seesr.settings import Settings
 def test_out_of_range_is_refused_by_name(field: str, value: object) -> None:
     with pytest.raises(ValueError, match=rf"^{field} must be .*got .*{value}"):
         Settings(**{field: value})  # type: ignore[arg-type]
+
+
+def test_whole_floats_are_integers() -> None:
+    settings = Settings(num_inference_steps=2.0, seed=7.0, latent_tiled_size=64.0)  # type: ignore[arg-type]
+    assert settings == Settings(num_inference_steps=2, seed=7, latent_tiled_size=64)
+    assert type(settings.seed) is type(settings.num_inference_steps) is int
+
+
+def test_guidance_acts_only_above_one() -> None:
+    assert [Settings(cfg_scale=scale).branches for scale in (0.5, 1, 1.01)] == [1, 1, 2]
 
 
 def test_seed_zero_is_a_seed() -> None:
