@@ -13,6 +13,11 @@ from seesr.settings import NEUTRAL_FIDELITY, ColorFix
 LEVELS = 5  # blurs of the wavelet split: radii 1, 2, 4, 8, 16, so colours are matched over about 60 pixels
 
 
+PEAK_IMAGES: dict[ColorFix, tuple[int, int]] = {"wavelet": (3, 4), "dwt": (4, 0), "adain": (5, 0), "none": (2, 0)}
+FIDELITY_PEAK_IMAGES = (3, 6)
+"""What match_color and set_fidelity hold at their peak: whole images (their two arguments too), and strips."""
+
+
 def match_color(image: Tensor, control: Tensor, mode: ColorFix, strip: int = 512) -> Tensor:
     """(B, 3, H, W) in [0, 1] twice -> (B, 3, H, W) in [0, 1], float32: `image` with the colours of `control`
 
@@ -24,14 +29,14 @@ def match_color(image: Tensor, control: Tensor, mode: ColorFix, strip: int = 512
     if image.shape != control.shape:
         raise ValueError(f"image and control must have one size, got {tuple(image.shape)} and {tuple(control.shape)}")
     image, control = image.float(), control.float()
-    if mode == "none":
-        return image
     if mode == "wavelet":
         # high(image) + low(control), where high = image - low: by linearity one cascade instead of two.
-        matched = _add_filtered(image, control, low_frequencies, 2**LEVELS - 1, strip)
-    else:
-        matched = _dwt(image, control) if mode == "dwt" else _adain(image, control)
-    return matched.clamp_(0, 1)
+        return _add_filtered(image, control, low_frequencies, 2**LEVELS - 1, strip).clamp_(0, 1)
+    if mode == "dwt":
+        return _dwt(image, control).clamp_(0, 1)
+    if mode == "adain":
+        return _adain(image, control).clamp_(0, 1)
+    return image
 
 
 def set_fidelity(image: Tensor, control: Tensor, fidelity: float, strip: int = 2048) -> Tensor:

@@ -68,7 +68,7 @@ class Denoiser:
         context: UpscaleContext,
         grid: TileGrid | None = None,
     ) -> Tensor:
-        """(N, C, h, w) noisy latents at the last timestep, one per particle -> (1, C, h, w) clean, float32, scaled
+        """(N, C, h, w) noisy latents at the first timestep, one per particle -> (1, C, h, w) clean, float32, scaled
 
         `control_image` is (1, 3, H, W) in [0, 1]. `grid` None means the plan's tiles. With use_kds the particles are
         steered, and the one nearest to their mean is the result.
@@ -90,13 +90,19 @@ class Denoiser:
         return x0[[kds.nearest_to_mean(x0)]] if len(x0) > 1 else x0
 
     def _predict(
-        self, latents: Tensor, t: int, control: ConditioningCache, states: Conditioning, context: Any, progress: Any
+        self,
+        latents: Tensor,
+        t: int,
+        control: ConditioningCache,
+        conditioning: Conditioning,
+        context: UpscaleContext,
+        progress: Any,
     ) -> Tensor:
-        """The blended model output (N, C, h, w); after an overflow again with attention, then all, in float32."""
+        """The blended output (N, C, h, w). On NaN or inf: again with attention in float32, then with all in float32."""
         precision_fallbacks = [lambda *models: nullcontext(), hardware.attention_in_float32, hardware.in_float32]
         while True:
             with precision_fallbacks[context.precision](self.unet, self.controlnet):
-                output = control.grid.blend(self._predict_tiles(latents, t, control, states, context, progress))
+                output = control.grid.blend(self._predict_tiles(latents, t, control, conditioning, context, progress))
             if is_finite(output):
                 return output
             if self.unet.dtype == torch.float32 or context.precision == len(precision_fallbacks) - 1:
@@ -108,21 +114,27 @@ class Denoiser:
             progress.total += len(control.grid) * len(latents)
 
     def _predict_tiles(
-        self, latents: Tensor, t: int, control: ConditioningCache, states: Conditioning, context: Any, progress: Any
+        self,
+        latents: Tensor,
+        t: int,
+        control: ConditioningCache,
+        conditioning: Conditioning,
+        context: UpscaleContext,
+        progress: Any,
     ) -> Iterator[Tensor]:
         """Model outputs (N, C, th, tw) tile by tile. A job is one particle of one tile; a batch is several jobs."""
-        settings, grid, size = context.settings, control.grid, context.plan.tile_batch
-        negative_text = states.negative_text if settings.cfg_scale > 1 else None
+        settings, grid, batch_size = context.settings, control.grid, context.plan.tile_batch
+        negative_text = conditioning.negative_text if settings.cfg_scale > 1 else None
         jobs = list(itertools.product(range(len(grid)), range(len(latents))))
         pending: list[Tensor] = []
-        for batch in (jobs[start : start + size] for start in range(0, len(jobs), size)):
+        for batch in (jobs[start : start + batch_size] for start in range(0, len(jobs), batch_size)):
             latent = torch.cat([grid.crop(latents[[particle]], grid.offsets[tile]) for tile, particle in batch])
-            embedding, text = torch.cat([control[tile] for tile, _ in batch]), states.text
+            embedding, text = torch.cat([control[tile] for tile, _ in batch]), conditioning.text
             if negative_text is not None:
-                text = torch.cat([text.expand(len(batch), -1, -1) for text in (negative_text, states.text)])
+                text = torch.cat([text.expand(len(batch), -1, -1) for text in (negative_text, conditioning.text)])
                 latent, embedding = latent.repeat(2, 1, 1, 1), embedding.repeat(2, 1, 1, 1)
             output = run_controlnet_unet(
-                self.controlnet, self.unet, latent, t, embedding, text, states.tokens, settings.conditioning_scale
+                self.controlnet, self.unet, latent, t, embedding, text, conditioning.tokens, settings.conditioning_scale
             )
             if negative_text is not None:
                 pred_negative, pred_positive = output.chunk(2)
@@ -155,6 +167,7 @@ def run_controlnet_unet(
     """
     device, dtype = unet.device, unet.dtype
     latent, control_embedding = latent.to(device, dtype), control_embedding.to(device, dtype)
+    # The pair (text, tokens) is for image_attention.TextThenImageAttention, the embedding for ControlImageEmbedding.
     states = tuple(state.to(device, dtype).expand(len(latent), -1, -1) for state in (text, tokens))
     timestep = torch.tensor(t, device=device)
     down_block_res_samples, mid_block_res_sample = controlnet(

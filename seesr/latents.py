@@ -25,7 +25,7 @@ class LatentCodec:
     vae: Any
 
     def prepare_latents(self, control_image: Tensor, schedule: Schedule, context: UpscaleContext) -> Tensor:
-        """(1, 3, H, W) in [0, 1] -> noisy latents (N, C, h, w) at the last timestep, one per particle"""
+        """(1, 3, H, W) in [0, 1] -> noisy latents (N, C, h, w) at the first timestep, one per particle"""
         config = self.vae.config
         shape = (context.settings.particles, config["latent_channels"], *context.latent_size)
         noise = context.draw("init", shape)
@@ -35,7 +35,7 @@ class LatentCodec:
         # A sample of the posterior, as upstream takes it; its mode would be a little smoother.
         posterior = mean + (logvar.clamp(-30, 20) / 2).exp() * context.draw("vae", shape)
         latents = (posterior - (config["shift_factor"] or 0.0)) * config["scaling_factor"]
-        return schedule.add_noise(latents, noise, schedule.last)
+        return schedule.add_noise(latents, noise, schedule.start)
 
     def decode(self, latent: Tensor, context: UpscaleContext) -> Tensor:
         """(1, C, h, w), scaled -> (1, 3, H, W) in [0, 1], float32"""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from seesr import hardware, sizes
+from seesr.color_fix import FIDELITY_PEAK_IMAGES, PEAK_IMAGES
 from seesr.settings import NEUTRAL_FIDELITY, Settings
 from seesr.sizes import Size
 from seesr.tiling import TileGrid, tile_grid
@@ -19,10 +20,6 @@ log = logging.getLogger(__name__)
 MIN_LATENT_TILE, MIN_VAE_TILE, MIN_STATS_TILES, MIN_STRIP = 16, 16, 8, 128
 SMALL_VAE_TILE = 64  # latent pixels; below it, fewer statistics tiles come before smaller tiles: halos cost time
 ADVICE = "lower scale_factor, send a smaller image or use a GPU with more memory"
-
-# What color_fix.match_color and set_fidelity hold at their peak: whole images (their two arguments too), and strips.
-_COLOR_FIX = {"wavelet": (3, 4), "dwt": (4, 0), "adain": (5, 0), "none": (2, 0)}
-_FIDELITY = (3, 6)
 
 T = TypeVar("T")
 
@@ -154,7 +151,9 @@ class MemoryModel:
         # The distances between all pairs of particles at every latent pixel, twice while they are compared.
         steering = 0 if particles == 1 else 2 * 4 * particles**2 * latent[0] * latent[1]
         strip = 12 * size[1] * min(plan.strip + 62, size[0])
-        held = [_COLOR_FIX[settings.color_fix], *([_FIDELITY] if settings.fidelity != NEUTRAL_FIDELITY else [])]
+        held = [PEAK_IMAGES[settings.color_fix]]
+        if settings.fidelity != NEUTRAL_FIDELITY:
+            held.append(FIDELITY_PEAK_IMAGES)
         return {
             "encode": image + noise + max(encoding, sampling),
             "denoise": image + noise + 4 * state * particles + steering + self._denoise(latent, settings, plan),

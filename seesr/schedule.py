@@ -18,7 +18,7 @@ class Schedule:
     scheduler: DDPMScheduler
 
     @property
-    def last(self) -> int:
+    def start(self) -> int:
         """The noisiest timestep, where an upscale starts: 999."""
         return len(self.scheduler.alphas_cumprod) - 1
 

@@ -1,10 +1,12 @@
 """Colour fixes against the reference's recorded ones, and what each promises."""
 
+from typing import get_args
+
 import pytest
 import torch
 from torch import Tensor
 
-from seesr.color_fix import low_frequencies, match_color, set_fidelity
+from seesr.color_fix import PEAK_IMAGES, low_frequencies, match_color, set_fidelity
 from seesr.settings import ColorFix
 from tests.golden import recorded
 
@@ -74,3 +76,7 @@ def test_fidelity_scales_two_bands_of_the_difference(strip: int) -> None:
         torch.testing.assert_close(set_fidelity(image, control, fidelity, strip), wanted, atol=1e-6, rtol=0)
     assert set_fidelity(image, image, 0.0).equal(image)
     assert 0 <= set_fidelity(image, 1 - image, 0.0).min() <= set_fidelity(image, 1 - image, 0.0).max() <= 1
+
+
+def test_the_memory_of_every_fix_is_known() -> None:
+    assert PEAK_IMAGES.keys() == set(get_args(ColorFix))

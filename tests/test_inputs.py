@@ -10,6 +10,7 @@ from scripts.cog_server import read_inputs, schema
 from seesr.settings import Settings
 
 SOURCE = (Path(__file__).resolve().parent.parent / "predict.py").read_text()
+SCHEMAS = Path(__file__).parent / "data/schemas.json"
 INPUTS = [
     "image",
     "user_prompt",
@@ -97,7 +98,7 @@ def test_choices_are_the_settings_own(document: dict) -> None:
 
 def test_both_schemas_are_the_recorded_ones(document: dict, batch: dict) -> None:
     """A change here changes what every caller sees. Record it: see CONTRIBUTING.md."""
-    recorded = json.loads((Path(__file__).parent / "data/schemas.json").read_text())
+    recorded = json.loads(SCHEMAS.read_text())
     for name, found in (("Predictor", document), ("BatchPredictor", batch)):
         assert found["components"]["schemas"] == recorded[name], name
 
@@ -134,3 +135,9 @@ def test_command_line_inputs(document: dict, tmp_path: Path) -> None:
 def test_command_line_faults_are_named(document: dict, pair: str, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         read_inputs([pair], document)
+
+
+if __name__ == "__main__":
+    found = {name: schema(predictor=f"predict.py:{name}") for name in ("Predictor", "BatchPredictor")}
+    schemas = {name: document["components"]["schemas"] for name, document in found.items()}
+    SCHEMAS.write_text(json.dumps(schemas, indent=1) + "\n")

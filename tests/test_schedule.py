@@ -44,7 +44,7 @@ def test_step_coefficients(schedule: Schedule, steps: int) -> None:
 
 def test_start_is_almost_pure_noise(schedule: Schedule) -> None:
     one, nothing = torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 1, 1)
-    assert schedule.last == 999
+    assert schedule.start == 999
     assert schedule.add_noise(one, nothing, 999).item() == pytest.approx(0.0682649, rel=1e-5)
     assert schedule.add_noise(nothing, one, 999).item() == pytest.approx(0.9976673, rel=1e-5)
 

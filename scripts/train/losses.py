@@ -164,7 +164,7 @@ class RefineLoss:
 
 def predict(bundle: Bundle, batch: Batch, prompts: list[str], random: np.random.Generator) -> Tensor:
     """One step of the model -> (B, 3, H, W) in [-1, 1], before the colour fix"""
-    text, tokens, first = bundle.text_states(prompts), bundle.tokens(batch.small), bundle.schedule.last
+    text, tokens, first = bundle.text_states(prompts), bundle.tokens(batch.small), bundle.schedule.start
     latent = bundle.noisy(batch.control)
     t = first if random.random() < 0.6 else int(random.choice([749, 499, 499, 249]))
     if t < first:

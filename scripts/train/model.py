@@ -75,7 +75,7 @@ class Bundle(nn.Module):
     def noisy(self, control: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1] -> its latent (B, C, h, w) with the noise of the first step"""
         latent = self.encode(control)
-        return self.schedule.add_noise(latent, torch.randn_like(latent), self.schedule.last)
+        return self.schedule.add_noise(latent, torch.randn_like(latent), self.schedule.start)
 
     @torch.no_grad()
     def upscale(self, batch: Batch, steps: int, seed: int = 5) -> Tensor:
