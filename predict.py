@@ -41,8 +41,8 @@ class Inputs:
     use_kds = Input(default=False, description="Kernel density steering: denoise num_particles times with different noise, steer the particles to where most agree, and keep the most central one. Steadier between seeds. Denoising takes num_particles times as long.")
     num_particles = Input(default=4, ge=1, le=16, description="Number of particles of use_kds. Each costs one more denoising.")
     bandwidth = Input(default=0.6, ge=0.1, le=0.8, description="How alike particles must be for use_kds to average them: 0.1 leaves each nearly unchanged, 0.8 nearly averages all.")
-    fidelity = Input(default=0.5, ge=0, le=1, description="0.5 is the model's own result. 1 is softer and nearer to your image; 0 is sharper and further from it. Costs next to nothing.")
-    sample_times = Input(default=1, ge=1, le=4, description="Variations of each image, with the seeds seed, seed + 1 and so on. Each takes as long as the first.")
+    fidelity = Input(default=0.5, ge=0, le=1, description="0.5 is the model's own result. 1 is softer and nearer to your image; 0 is sharper and further from it.")
+    sample_times = Input(default=1, ge=1, le=4, description="Variations of each image, with the seeds seed, seed + 1 and so on. Time grows linearly with their number.")
 
 
 class Predictor(BasePredictor):

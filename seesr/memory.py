@@ -92,15 +92,15 @@ class TilePlan:
         tile = min(self.latent_tile, max(size)) // 2
         if tile < MIN_LATENT_TILE:
             return None
-        return replace(self, latent_tile=tile, overlap=min(self.overlap, math.ceil(tile / 4)))
+        return replace(self, latent_tile=tile, overlap=sizes.shrink_overlap(self.overlap, tile))
 
     def __str__(self) -> str:
-        parts = [f"latent tiles of {self.latent_tile} overlapping {self.overlap}, {self.tile_batch} at a time"]
+        words = [f"latent tiles of {self.latent_tile} overlapping {self.overlap}, {self.tile_batch} at a time"]
         for direction, plan in (("encode", self.encode), ("decode", self.decode)):
             sample = "" if plan.stats_tiles is None else f" ({plan.stats_tiles} decide its statistics)"
             tiles = f"VAE tiles of {plan.tile}{sample}" if plan.tile else "no VAE tiles"
-            parts.append(f"{tiles} to {direction}")
-        return ", ".join([*parts, f"colours by {self.strip} rows"])
+            words.append(f"{tiles} to {direction}")
+        return ", ".join([*words, f"colours by {self.strip} rows"])
 
 
 def retry_on_oom(stage: str, work: Callable[[], T], shrink: Callable[[], bool] = lambda: False) -> T:
@@ -131,7 +131,7 @@ class MemoryModel:
 
     def __init__(self, controlnet: Any, vae: Any, constants: Mapping[str, Any]) -> None:
         self.constants = constants
-        self.factor = vae_scale_factor(vae)
+        self.vae_scale_factor = vae_scale_factor(vae)
         self.itemsize: int = vae.dtype.itemsize
         self._channels: int = vae.config["latent_channels"]
         self._width: int = vae.config["block_out_channels"][-1]
@@ -140,12 +140,12 @@ class MemoryModel:
 
     def peaks(self, size: Size, settings: Settings, plan: TilePlan) -> dict[str, int]:
         """Bytes beside the weights at each stage's peak, for a padded working image of `size`."""
-        latent = (size[0] // self.factor, size[1] // self.factor)
+        latent = (size[0] // self.vae_scale_factor, size[1] // self.vae_scale_factor)
         image, state = 12 * size[0] * size[1], 4 * self._channels * latent[0] * latent[1]
         particles = settings.particles
         noise = (settings.num_inference_steps + 1) * state * particles
         reduced = plan.encode_size(latent)
-        encoding = 12 * self.factor**2 * math.prod(reduced) + 2 * state * (particles - 1)
+        encoding = 12 * self.vae_scale_factor**2 * math.prod(reduced) + 2 * state * (particles - 1)
         encoding += self._vae("encode", reduced, plan.encode)
         sampling = (2 + 5 * particles) * state  # the posterior's moments, then its samples and noise
         # The distances between all pairs of particles at every latent pixel, twice while they are compared.
@@ -163,7 +163,7 @@ class MemoryModel:
 
     def fit(self, size: Size, settings: Settings, plan: TilePlan, free: int) -> TilePlan:
         """`plan`, shrunk until every stage needs at most `free` bytes. Raises ValueError if it can't shrink so far."""
-        latent = (size[0] // self.factor, size[1] // self.factor)
+        latent = (size[0] // self.vae_scale_factor, size[1] // self.vae_scale_factor)
         while True:
             peaks = self.peaks(size, settings, plan)
             stage = max(peaks, key=lambda name: peaks[name])
@@ -187,7 +187,7 @@ class MemoryModel:
     def _vae(self, direction: tiling.Direction, latent: Size, plan: VaeTilePlan) -> int:
         """Encode or decode, with its input in the VAE's dtype and its result in float32."""
         constants, area = self.constants[direction], latent[0] * latent[1]
-        values = 3 * self.factor**2 * area
+        values = 3 * self.vae_scale_factor**2 * area
         source = values * self.itemsize if direction == "encode" and self.itemsize < 4 else 0
         if plan.tile == 0 or plan.tile >= max(latent):
             return source + int(constants["untiled"] * area)
@@ -211,8 +211,10 @@ class MemoryModel:
         """What encoder tiles over a latent of `size` read, the mean and the most, as a share of an inner tile."""
         mean = most = 1.0
         for length in size:
-            spans = [(a * self.factor, b * self.factor) for a, b in tiling.split_evenly(length, tile)]
-            length *= self.factor
+            spans = [
+                (a * self.vae_scale_factor, b * self.vae_scale_factor) for a, b in tiling.split_evenly(length, tile)
+            ]
+            length *= self.vae_scale_factor
             read = [b - a for a, b in (tiling.receptive_field(span, length, self._encoder_layers) for span in spans)]
             inner = (length, length + spans[0][1])
             start, stop = tiling.receptive_field(inner, 3 * length, self._encoder_layers)

@@ -70,6 +70,11 @@ def legal_overlap(overlap: int, tile: int) -> int:
     return tile // 2
 
 
+def shrink_overlap(overlap: int, tile: int) -> int:
+    """The overlap of a tile that out-of-memory made smaller: at most a quarter of it."""
+    return min(overlap, math.ceil(tile / 4))
+
+
 def tile_count(length: int, tile: int, overlap: int) -> int:
     """Number of tiles along an axis of `length` that overlap by at least `overlap`."""
     return 1 if length <= tile else math.ceil((length - overlap) / (tile - overlap))

@@ -87,9 +87,10 @@ def test_of_the_repository_the_image_has_only_what_runs() -> None:
         "seesr/__pycache__/sizes.cpython-311.pyc",
         "seesr/vae/__pycache__/tiling.cpython-311.pyc",
         "weights/manifest.lock.json",
+        "weights/my-photos/a.jpg",
         "weights/upstream/sd_turbo/unet/diffusion_pytorch_model.safetensors",
         "weights/.seesr-turbo.part/bundle.json",
-        "predict_many.py",
+        "experiment.py",
     ],
 )
 def test_a_user_s_own_files_stay_out_of_the_image(path: str) -> None:

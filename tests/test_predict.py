@@ -107,9 +107,9 @@ def test_bad_inputs_are_422(
     [
         (
             {"image": "data:text/html;base64," + base64.b64encode(b"<html>no</html>").decode()},
-            "image must be a picture",
+            "image must be an image file",
         ),
-        ({"image": "data:image/png;base64,"}, "image must be a picture, got an empty file"),
+        ({"image": "data:image/png;base64,"}, "image must be an image file, got an empty file"),
     ],
 )
 def test_failing_predictions_say_why_and_the_next_works(
@@ -304,7 +304,7 @@ def test_several_images_in_one_request(photograph: np.ndarray) -> None:
         bad = "data:text/plain;base64," + base64.b64encode(b"no").decode()
         _, failed = many.predict(images=[uri(photograph), bad], **SMALL)
         assert failed["status"] == "failed"
-        assert "images, number 2: image must be a picture" in failed["error"]
+        assert "images, number 2: image must be an image file" in failed["error"]
         assert "images must hold at least one image" in many.predict(images=[], **SMALL)[1]["error"]
         assert len(list(Path(many.folder, "tmp").glob("seesr-*"))) == 1, "the last good answer, until the next"
 
@@ -355,7 +355,6 @@ def test_memory_that_runs_out_at_the_file_is_met_too(
     with pytest.raises(MemoryError, match="not enough memory for the file stage"):
         predictor.predict(image=CogPath(tmp_path / "a.png"), **inputs)
     assert predictor.output is None
-    predictor._remove_output()
 
 
 def wait_until_free(server: CogServer) -> None:

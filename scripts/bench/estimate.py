@@ -23,7 +23,7 @@ EFFICIENCY = 0.45
 """Share of the roofline that eager PyTorch in fp16 is assumed to reach in these networks; not measured."""
 
 HOST_PIXELS = 36e6
-"""Pixels per second that reading, resizing and writing a PNG take on the host: one core of the developers' machine."""
+"""Pixels per second that reading, resizing and writing a PNG take on the host: measured on one CPU core."""
 
 LAUNCH = 6e-6
 """Seconds that the host needs to start one kernel: an assumption. Small images wait for it."""

@@ -55,7 +55,7 @@ def open_image(path: str | Path) -> OpenedImage:
         raise ValueError(f"image must be a file, got {path.name[:80]!r}, which does not exist")
     size, limit = path.stat().st_size, f"{MAX_PIXELS / 1e6:.0f} megapixels"
     if size == 0:
-        raise ValueError("image must be a picture, got an empty file; upload it again")
+        raise ValueError("image must be an image file, got an empty file; upload it again")
     if size > MAX_BYTES:
         limits = f"at most {MAX_BYTES / 1e6:.0f} MB, got {size / 1e6:.0f} MB"
         raise ValueError(f"image must be a file of {limits}; make it smaller")
@@ -68,14 +68,16 @@ def open_image(path: str | Path) -> OpenedImage:
                     return _read(image)
     except UnidentifiedImageError:
         kinds = "PNG, JPEG, WebP, AVIF, HEIC, TIFF, BMP or GIF"
-        raise ValueError(f"image must be a picture ({kinds}), got a file that is none of these") from None
+        raise ValueError(f"image must be an image file ({kinds}), got a file that is none of these") from None
     except Image.DecompressionBombError:
         raise ValueError(f"image must have at most {limit}; make it smaller") from None
     except MemoryError:
         raise
     except Exception as error:  # Pillow's readers raise nearly any type on damaged files
         words = " ".join(str(error).split())[:100] or type(error).__name__
-        raise ValueError(f"image must be a whole picture, got a damaged file ({words}); upload it again") from error
+        raise ValueError(
+            f"image must be a complete image file, got a damaged file ({words}); upload it again"
+        ) from error
     raise ValueError(f"image must have at most {limit}, got {width} x {height}; make it smaller")
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-Statistics = tuple[Tensor, Tensor]  # variance and mean, (B, groups) each, in the dtype that the norm is computed in
+Statistics = tuple[Tensor, Tensor]  # variance and mean of each group, in the dtype of the norm
 
 
 def tile_stats(norm: nn.GroupNorm, interior: Tensor, dtype: torch.dtype) -> Statistics:

@@ -55,7 +55,7 @@ class Tile:
         return int(left == 0), int(right == width), int(top == 0), int(bottom == height)
 
 
-# A tile under way. It yields a function that measures its share of a GroupNorm's statistics, and is sent the merged.
+# One tile under way. At each GroupNorm it yields a function that measures its statistics and receives the merged ones.
 TileCoroutine = Generator[Callable[[], Statistics], Statistics, Tile]
 
 

@@ -66,8 +66,8 @@ def test_an_animation_gives_its_first_frame(tmp_path: Path) -> None:
     ("name", "sentence"),
     [
         ("empty.png", "got an empty file"),
-        ("page.html", "must be a picture"),
-        ("text.txt", "must be a picture"),
+        ("page.html", "must be an image file"),
+        ("text.txt", "must be an image file"),
         ("cut-in-data.png", "damaged file"),
         ("60000x60000.png", "at most 64 megapixels"),
     ],
