@@ -1,5 +1,6 @@
 """The Cog interface: how Cog reads its text, and the schema that web forms are drawn from."""
 
+import argparse
 import ast
 import json
 from pathlib import Path
@@ -138,6 +139,9 @@ def test_command_line_faults_are_named(document: dict, pair: str, sentence: str)
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(
+        description="Record the schemas of both predictors in tests/data/schemas.json."
+    ).parse_args()
     found = {name: schema(predictor=f"predict.py:{name}") for name in ("Predictor", "BatchPredictor")}
     schemas = {name: document["components"]["schemas"] for name, document in found.items()}
     SCHEMAS.write_text(json.dumps(schemas, indent=1) + "\n")
