@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ram.model import RamConfig
 from scripts.dry_run import measure_memory
-from seesr.bundle import FILES, TOKENIZER, Components, build_component, read_json, stored_tensors
+from seesr.bundle import FILES, TOKENIZER, Components, build_component, stored_tensors, token_width
 
 
 class BundleWriter:
@@ -115,4 +115,4 @@ def to_seesr_key(key: str) -> str:
 def measure_bundle(directory: Path) -> dict[str, Any]:
     """The memory constants of a bundle directory, from its config files and tensor shapes."""
     unet, controlnet, vae = (build_component(directory, name) for name in ("unet", "controlnet", "vae"))
-    return measure_memory(unet, controlnet, vae, read_json(directory / "ram/config.json")["token_dim"])
+    return measure_memory(unet, controlnet, vae, token_width(directory))

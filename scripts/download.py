@@ -36,9 +36,9 @@ class Source:
     licence: str
     files: dict[str, str | None]  # path -> sha256
 
-    def missing(self, folder: Path) -> list[str]:
-        """The files that `folder` does not hold with a known sha256."""
-        return [path for path, sha256 in self.files.items() if not sha256 or digest(folder / path) != sha256]
+    def missing(self, folder: Path, only: list[str] | None = None) -> list[str]:
+        """The files, of all or of `only` some, that `folder` does not hold with a known sha256."""
+        return [p for p in (self.files if only is None else only) if digest(folder / p) != (self.files[p] or "unknown")]
 
     def bring(self, folder: Path, jobs: int, attempts: int = 10) -> str | None:
         """Fetch what `folder` lacks and check it. Returns one sentence on what to do if that fails."""
@@ -49,7 +49,7 @@ class Source:
             cut = isinstance(error, requests.exceptions.ChunkedEncodingError)  # the library resumes after others only
             return self.bring(folder, jobs, attempts - 1) if cut and attempts > 1 else self.explain(error)
         self.files |= {path: self.files[path] or digest(folder / path) for path in paths}
-        for path in self.missing(folder):
+        for path in self.missing(folder, paths):
             found, wanted = digest(folder / path) or "none", self.files[path] or "any"
             (folder / path).unlink(missing_ok=True)
             return f"{self.repository}/{path} arrived with sha256 {found}, wanted {wanted}; removed, run this again"

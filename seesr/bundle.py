@@ -92,7 +92,7 @@ def load(directory: Path, device: str = "cpu", dtype: torch.dtype | None = None)
     info = _bundle_info(directory / "bundle.json")
 
     for name in TOKENIZER:
-        _read_text(directory / "tokenizer" / name)
+        _require(directory / "tokenizer" / name)
     # SD-Turbo's file is written for an Euler scheduler; DDPM takes the keys it knows, as upstream does.
     scheduler: Any = DDPMScheduler.from_config(read_json(directory / "scheduler/scheduler_config.json"))
     tokenizer = CLIPTokenizer.from_pretrained(directory / "tokenizer", local_files_only=True)
@@ -130,10 +130,10 @@ def _tagger(folder: Path, model: Ram) -> Tagger:
 def build_component(directory: Path, component: str) -> Any:
     """One of FILES on the meta device, by its config.json. Image attention is as wide as RAM's tokens."""
     path = directory / component / "config.json"
-    config, ram = read_json(path), read_json(directory / "ram/config.json")
+    config = read_json(path)
     builders: dict[str, Callable[[], nn.Module]] = {
-        "unet": lambda: build_unet(config, RamConfig.from_dict(ram).token_dim),
-        "controlnet": lambda: build_controlnet(config, RamConfig.from_dict(ram).token_dim),
+        "unet": lambda: build_unet(config, token_width(directory)),
+        "controlnet": lambda: build_controlnet(config, token_width(directory)),
         "vae": lambda: build_vae(config),
         "text_encoder": lambda: build_text_encoder(config),
         "ram": lambda: Ram(RamConfig.from_dict(config)),
@@ -142,6 +142,11 @@ def build_component(directory: Path, component: str) -> Any:
         return build_empty(builders[component])
     except (TypeError, ValueError, KeyError) as error:
         raise RuntimeError(f"{path} describes no {component} ({error}); build the bundle again") from error
+
+
+def token_width(directory: Path) -> int:
+    """The width of RAM's image tokens in a bundle directory, and so of the image attention."""
+    return RamConfig.from_dict(read_json(directory / "ram/config.json")).token_dim
 
 
 def build_unet(config: dict[str, Any], token_width: int) -> UNet2DConditionModel:
@@ -217,8 +222,7 @@ def stored_tensors(model: nn.Module) -> dict[str, Tensor]:
 @contextmanager
 def open_tensors(path: Path, device: str = "cpu") -> Iterator[Any]:
     """A safetensors file to read tensor by tensor. Raises RuntimeError where it is missing or damaged."""
-    if not path.is_file():
-        raise RuntimeError(f"{path} is missing; download or build the bundle again")
+    _require(path)
     try:
         with safe_open(path, framework="pt", device=device) as file:
             yield file
@@ -229,16 +233,18 @@ def open_tensors(path: Path, device: str = "cpu") -> Iterator[Any]:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object. Raises RuntimeError where the file is missing or holds none."""
     try:
-        value = json.loads(_read_text(path))
+        if isinstance(value := json.loads(_read_text(path)), dict):
+            return value
+        raise ValueError("it holds no object")
     except ValueError as error:
         raise RuntimeError(f"{path} is not valid JSON ({error}); download or build the bundle again") from error
-    if not isinstance(value, dict):
-        raise RuntimeError(f"{path} is not valid JSON (it holds no object); download or build the bundle again")
-    return value
 
 
 def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise RuntimeError(f"{path} is missing; download or build the bundle again") from None
+    _require(path)
+    return path.read_text(encoding="utf-8")
+
+
+def _require(path: Path) -> None:
+    if not path.is_file():
+        raise RuntimeError(f"{path} is missing; download or build the bundle again")

@@ -19,6 +19,7 @@ from seesr.sizes import OUTPUT_PIXELS
 from diffusers.models.attention_processor import AttnProcessor2_0
 
 log = logging.getLogger(__name__)
+USABLE_SHARE = 0.9  # of free memory, for an upscale to plan with; kernels allocate the rest for themselves
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ def free_memory(device: str) -> int:
         free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     else:
         free = min(psutil.virtual_memory().available, cgroup_memory())
-    return int(0.9 * free)
+    return int(USABLE_SHARE * free)
 
 
 def cgroup_memory(folder: Path = Path("/sys/fs/cgroup")) -> int:

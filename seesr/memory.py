@@ -209,12 +209,10 @@ class MemoryModel:
 
     def _halo_share(self, size: Size, tile: int) -> tuple[float, float]:
         """What encoder tiles over a latent of `size` read, the mean and the most, as a share of an inner tile."""
-        mean = most = 1.0
+        mean, most, factor = 1.0, 1.0, self.vae_scale_factor
         for length in size:
-            spans = [
-                (a * self.vae_scale_factor, b * self.vae_scale_factor) for a, b in tiling.split_evenly(length, tile)
-            ]
-            length *= self.vae_scale_factor
+            spans = [(a * factor, b * factor) for a, b in tiling.split_evenly(length, tile)]
+            length *= factor
             read = [b - a for a, b in (tiling.receptive_field(span, length, self._encoder_layers) for span in spans)]
             inner = (length, length + spans[0][1])
             start, stop = tiling.receptive_field(inner, 3 * length, self._encoder_layers)

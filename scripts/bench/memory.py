@@ -89,7 +89,7 @@ def plan_for_card(
 
     `weights` is in bytes. Raises ValueError if no tiles are small enough.
     """
-    free = int(0.9 * (profile.memory * 1e9 - weights - CUDA_CONTEXT)) if profile.memory else 2**62
+    free = int(hardware.USABLE_SHARE * (profile.memory * 1e9 - weights - CUDA_CONTEXT)) if profile.memory else 2**62
     return model.fit(size, settings, TilePlan.wanted(profile, settings), free)
 
 

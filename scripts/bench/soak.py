@@ -21,7 +21,7 @@ import psutil
 
 from scripts.bench.benchmark import synthetic_image
 from scripts.cog_server import CogServer
-from seesr import images
+from seesr import hardware, images
 from seesr.pipeline import SeeSR
 from seesr.settings import Settings
 
@@ -83,7 +83,7 @@ def large(bundle: Path, limit: float) -> bool:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     seesr = SeeSR.load(bundle)
     used = psutil.Process().memory_info().rss
-    seesr.memory_limit = int(0.9 * (limit * 1e9 - used))
+    seesr.memory_limit = int(hardware.USABLE_SHARE * (limit * 1e9 - used))
     photograph = images.resize(images.open_image(ROOT / "examples/building.jpg").rgb, (2048, 2048))
     start = time.perf_counter()
     result = seesr.upscale(photograph, Settings(num_inference_steps=1, scale_factor=4, seed=1))
