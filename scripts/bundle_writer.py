@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ram.model import RamConfig
-from scripts.dry_run import measure_memory
-from seesr.bundle import FILES, TOKENIZER, Components, build_component, stored_tensors, token_width
+from scripts.dry_run import measure
+from seesr.bundle import FILES, TOKENIZER, Components, build_component, stored_tensors
 
 
 class BundleWriter:
@@ -59,8 +59,8 @@ class BundleWriter:
         path.chmod(0o644)
 
     def info(self, info: Mapping[str, Any]) -> None:
-        """bundle.json, with the memory constants of what was written so far: call it last."""
-        self.json("bundle.json", {**info, "memory": measure_bundle(self._temporary)})
+        """bundle.json, with the constants of what was written so far: call it last."""
+        self.json("bundle.json", {**info, **measure_bundle(self._temporary)})
 
     def json(self, name: str, value: Mapping[str, Any]) -> None:
         """A JSON file."""
@@ -113,6 +113,5 @@ def to_seesr_key(key: str) -> str:
 
 
 def measure_bundle(directory: Path) -> dict[str, Any]:
-    """The memory constants of a bundle directory, from its config files and tensor shapes."""
-    unet, controlnet, vae = (build_component(directory, name) for name in ("unet", "controlnet", "vae"))
-    return measure_memory(unet, controlnet, vae, token_width(directory))
+    """ "memory" and "flops" of a bundle directory, from its config files and tensor shapes."""
+    return measure(*(build_component(directory, name) for name in ("unet", "controlnet", "vae", "ram")))

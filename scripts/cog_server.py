@@ -1,14 +1,11 @@
-"""Run the Cog server without Docker, and `cog predict` with it.
+"""Run the Cog server without Docker.
 
 The server checks inputs against the schema that `cog build` writes. Here Cog's own inspection of the predictor makes
 the schema. The server runs in a temporary directory, which is deleted when it stops.
 """
 
-import argparse
-import base64
 import contextlib
 import json
-import mimetypes
 import os
 import re
 import signal
@@ -19,7 +16,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, TextIO
 
@@ -210,95 +207,6 @@ def _property(field: Any, schemas: dict[str, Any]) -> dict[str, Any]:
     if field.default is not None:
         found["default"] = field.type.json_encode(field.default)
     limits = {"description": field.description, "minimum": field.ge, "maximum": field.le, "pattern": field.regex}
-    return found | {name: value for name, value in limits.items() if value is not None}
-
-
-def read_inputs(pairs: Sequence[str], document: Mapping[str, Any]) -> dict[str, Any]:
-    """`name=value` pairs -> JSON inputs. @file becomes a data URI. List inputs may repeat. ValueError names a fault."""
-    known = document["components"]["schemas"]["Input"]["properties"]
-    inputs: dict[str, Any] = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not equals:
-            raise ValueError(f"an input must be name=value, got {pair!r}")
-        if name not in known:
-            raise ValueError(f"there is no input {name!r}; the inputs are {', '.join(known)}")
-        parsed = _parse(name, value, known[name])
-        if known[name].get("type") == "array":
-            inputs.setdefault(name, []).append(parsed)
-        elif name in inputs:
-            raise ValueError(f"{name} takes one value, got several")
-        else:
-            inputs[name] = parsed
-    return inputs
-
-
-def _parse(name: str, value: str, declared: Mapping[str, Any]) -> Any:
-    if value.startswith("@"):
-        path = Path(value[1:])
-        if not path.is_file():
-            raise ValueError(f"{name} names the file {path}, which does not exist")
-        kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
-        return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
-    kind = declared.get("items", declared).get("type")
-    if kind not in ("integer", "number", "boolean"):
-        return value
-    try:
-        return json.loads(value)
-    except ValueError:
-        raise ValueError(f"{name} must be {'an' if kind == 'integer' else 'a'} {kind}, got {value!r}") from None
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="scripts/predict", description="What `cog predict` does, without Docker.")
-    parser.add_argument("-i", dest="inputs", action="append", default=[], metavar="NAME=VALUE", help="@file for a file")
-    parser.add_argument("-o", dest="output", type=Path, help="file to write (default: output.<its format>)")
-    arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    start = time.perf_counter()
-    try:
-        path = predict(arguments.inputs, arguments.output)
-    except (ValueError, RuntimeError, OSError, KeyboardInterrupt) as error:
-        sys.exit(f"predict: {str(error) or 'interrupted'}")
-    print(f"{path}  {image_size(path)}{path.stat().st_size / 1e3:.0f} kB  {time.perf_counter() - start:.1f} s")
-
-
-def predict(pairs: Sequence[str], output: Path | None) -> Path:
-    """Start the server, send one request and write its file, whole or not at all. RuntimeError if it fails."""
-    inputs = read_inputs(pairs, schema())
-    with CogServer(log=sys.stderr) as server:
-        if server.health["status"] != "READY":
-            raise RuntimeError(server.setup_error())
-        status, answer = server.predict(**inputs)
-        if answer.get("status") != "succeeded":
-            raise RuntimeError(reason(status, answer))
-        head, _, body = str(answer.get("output")).partition(",")
-        if not head.startswith("data:"):
-            raise RuntimeError(f"the server reports success, but its output {head[:80]!r} is not a file")
-    kind = head.removeprefix("data:").split(";")[0]
-    path = output or Path(f"output{mimetypes.guess_extension(kind, strict=False) or ''}")  # webp is not standard yet
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        temporary.write_bytes(base64.b64decode(body))
-        return temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def reason(status: int, answer: Mapping[str, Any]) -> str:
-    """The server's message about a request without a result."""
-    detail = answer.get("detail")
-    if isinstance(detail, list):
-        return "; ".join(f"{fault['loc'][-1]}: {fault['msg']}" for fault in detail)
-    return str(answer.get("error") or detail or f"HTTP {status}: {answer}")
-
-
-def image_size(path: Path) -> str:
-    """ "512 x 512  " from the header of a PNG file; empty for other formats."""
-    head = path.read_bytes()[:24]
-    width, height = int.from_bytes(head[16:20]), int.from_bytes(head[20:24])
-    return f"{width} x {height}  " if head[:8] == b"\x89PNG\r\n\x1a\n" else ""
-
-
-if __name__ == "__main__":
-    main()
+    found |= {name: value for name, value in limits.items() if value is not None}
+    # Cog holds limits as floats; `cog build` writes whole ones without ".0", and the server reads only those exactly.
+    return {k: int(v) if k in ("minimum", "maximum") and v == int(v) else v for k, v in found.items()}

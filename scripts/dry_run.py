@@ -1,6 +1,6 @@
-"""Run networks without their values, on the meta device, and count the memory of their tensors.
+"""Run networks without their values, on the meta device, and count the memory of their tensors and their FLOPs.
 
-`measure_memory` gives the constants that bundle.json holds and seesr.memory plans with.
+`measure` gives the constants of bundle.json, for seesr.memory and seesr.progress.
 """
 
 import copy
@@ -15,8 +15,10 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
+from torch.utils.flop_counter import FlopCounterMode
 
 from seesr.denoise import embed_control_image, run_controlnet_unet
+from seesr.sizes import MIN_TILE
 from seesr.vae import attention, tiling, vae_scale_factor
 
 SIDE = 32
@@ -75,6 +77,12 @@ def to_meta(model: nn.Module) -> Any:
     return copy.deepcopy(model, known)
 
 
+def measure(unet: Any, controlnet: Any, vae: Any, ram: Any) -> dict[str, dict[str, Any]]:
+    """Networks of seesr.bundle.build_* -> the groups "memory" and "flops" of bundle.json."""
+    memory = measure_memory(unet, controlnet, vae, ram.config.token_dim)
+    return {"memory": memory, "flops": measure_flops(unet, controlnet, vae, ram)}
+
+
 @torch.inference_mode()
 def measure_memory(unet: Any, controlnet: Any, vae: Any, token_width: int) -> dict[str, dict[str, Any]]:
     """Networks of seesr.bundle.build_* -> memory constants for both dtypes that they may run in.
@@ -84,6 +92,34 @@ def measure_memory(unet: Any, controlnet: Any, vae: Any, token_width: int) -> di
     models = [to_meta(model) for model in (unet, controlnet, vae)]
     dtypes = {"fp16": torch.float16, "fp32": torch.float32}
     return {name: _measure([model.to(dtype) for model in models], token_width) for name, dtype in dtypes.items()}
+
+
+@torch.inference_mode()
+def measure_flops(unet: Any, controlnet: Any, vae: Any, ram: Any) -> dict[str, float]:
+    """FLOPs by stage: "tag" of an image; "encode", "denoise" (one pass over a tile) and "decode" per latent pixel."""
+    unet, controlnet, vae, ram = (to_meta(model).to(torch.float32) for model in (unet, controlnet, vae, ram))
+    side, channels, factor = MIN_TILE, vae.config["latent_channels"], vae_scale_factor(vae)
+    text = torch.empty(1, 77, unet.config["cross_attention_dim"])
+    image, latent = torch.empty(1, 3, side * factor, side * factor), torch.empty(1, channels, side, side)
+    tokens = torch.empty(1, 145, ram.config.token_dim)
+
+    def denoise() -> Tensor:
+        embedded = embed_control_image(controlnet, image)
+        return run_controlnet_unet(controlnet, unet, latent, 999, embedded, text, tokens)
+
+    size = ram.config.image_size
+    runs: dict[str, Callable[[], Tensor]] = {
+        "tag": lambda: ram.logits(ram.tokens(torch.empty(1, 3, size, size))),
+        "encode": lambda: vae.encoder(image.to("meta")),
+        "denoise": denoise,
+        "decode": lambda: vae.decoder(latent.to("meta")),
+    }
+    flops = {}
+    for stage, run in runs.items():
+        with torch.device("meta"), FlopCounterMode(display=False) as counter:
+            run()
+        flops[stage] = float(counter.get_total_flops()) / (1 if stage == "tag" else side**2)
+    return flops
 
 
 def _measure(models: list[Any], token_width: int) -> dict[str, Any]:

@@ -55,7 +55,7 @@ class Components:
     """Everything a bundle holds, built. `process_size` is the smallest short side to work at, in pixels.
 
     `least_scale` is the smallest scale to work at, for models trained for one scale. `memory` holds the memory
-    constants by dtype, "fp16" and "fp32" (see seesr.memory.MemoryModel).
+    constants by dtype, "fp16" and "fp32" (see seesr.memory.MemoryModel), `flops` the work by stage (seesr.progress).
     """
 
     unet: UNet2DConditionModel
@@ -69,6 +69,7 @@ class Components:
     process_size: int
     least_scale: float = 1.0
     memory: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    flops: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def models(self) -> tuple[nn.Module, ...]:
@@ -113,10 +114,15 @@ def _bundle_info(path: Path) -> dict[str, Any]:
         raise RuntimeError(f"{path} must give a name and a process_size in pixels; build it again")
     if not isinstance(least_scale, (int, float)) or not 1 <= least_scale <= 8:
         raise RuntimeError(f"{path}: least_scale must be 1 to 8, got {least_scale}; build it again")
-    if not isinstance(memory := info.get("memory"), dict) or not {"fp16", "fp32"} <= memory.keys():
-        command = f".venv/bin/python -m scripts.bench.memory {path.parent} --write"
-        raise RuntimeError(f"{path} must give memory constants for fp16 and fp32; add them: {command}")
-    return {"name": name, "process_size": process_size, "least_scale": least_scale, "memory": memory}
+    found = {"name": name, "process_size": process_size, "least_scale": least_scale}
+    for group, needed in (("memory", {"fp16", "fp32"}), ("flops", {"tag", "encode", "denoise", "decode"})):
+        if not isinstance(constants := info.get(group), dict) or not needed <= constants.keys():
+            command = f".venv/bin/python -m scripts.bench.memory {path.parent} --write"
+            raise RuntimeError(
+                f"{path} must give {group} constants for {', '.join(sorted(needed))}; add them: {command}"
+            )
+        found[group] = constants
+    return found
 
 
 def _tagger(folder: Path, model: Ram) -> Tagger:

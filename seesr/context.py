@@ -13,6 +13,7 @@ from torch import Tensor
 
 from seesr import hardware
 from seesr.memory import TilePlan, retry_on_oom
+from seesr.progress import Progress
 from seesr.settings import Settings
 from seesr.sizes import Size
 
@@ -41,6 +42,7 @@ class UpscaleContext:
     plan: TilePlan
     latent_size: Size
     device: str
+    progress: Progress
     timings: dict[str, float] = field(default_factory=dict)
     recoveries: Counter[str] = field(default_factory=Counter)
     precision: int = 0
@@ -55,8 +57,10 @@ class UpscaleContext:
     def stage(self, name: str, work: Callable[[], T]) -> T:
         """Run `work`, timed and logged; on out-of-memory, shrink the plan and retry."""
         start = time.perf_counter()
+        self.progress.set(name, 0.0)
         result = retry_on_oom(name, work, lambda: self._shrink(name))
         hardware.synchronize(self.device)
+        self.progress.set(name, 1.0)
         seconds = time.perf_counter() - start
         self.timings[name] = self.timings.get(name, 0.0) + seconds
         log.info("%s: %.2f s", name, seconds)

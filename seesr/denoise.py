@@ -2,7 +2,6 @@
 
 import itertools
 import logging
-import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -10,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from seesr import hardware, kds
 from seesr.context import UpscaleContext
@@ -77,16 +75,15 @@ class Denoiser:
         grid = grid or context.plan.grid(context.latent_size)
         timesteps = self.schedule.timesteps(settings.num_inference_steps)
         control = ConditioningCache(self.controlnet, control_image, grid, self.vae_scale_factor, len(timesteps) > 1)
-        x0, total = latents, len(timesteps) * len(grid) * len(latents)
-        with tqdm(total=total, desc="denoise", unit="tile", file=sys.stdout) as progress:
-            for i, t in enumerate(timesteps):
-                output = self._predict(latents, t, control, conditioning, context, progress)
-                x0 = self.schedule.predict_x0(latents, output, t)
-                if settings.use_kds:
-                    x0 = kds.steer(x0, settings.bandwidth)
-                if i + 1 < len(timesteps):  # the last step gives x0: its variance is 0
-                    noise = context.draw(f"step{i}", tuple(latents.shape))
-                    latents = self.schedule.step(latents, x0, t, timesteps[i + 1], noise)
+        x0 = latents
+        for i, t in enumerate(timesteps):
+            output = self._predict(latents, t, control, conditioning, context, (i, len(timesteps)))
+            x0 = self.schedule.predict_x0(latents, output, t)
+            if settings.use_kds:
+                x0 = kds.steer(x0, settings.bandwidth)
+            if i + 1 < len(timesteps):  # the last step gives x0: its variance is 0
+                noise = context.draw(f"step{i}", tuple(latents.shape))
+                latents = self.schedule.step(latents, x0, t, timesteps[i + 1], noise)
         return x0[[kds.nearest_to_mean(x0)]] if len(x0) > 1 else x0
 
     def _predict(
@@ -96,13 +93,16 @@ class Denoiser:
         control: ConditioningCache,
         conditioning: Conditioning,
         context: UpscaleContext,
-        progress: Any,
+        step: tuple[int, int],
     ) -> Tensor:
-        """The blended output (N, C, h, w). On NaN or inf: again with attention in float32, then with all in float32."""
+        """The blended output (N, C, h, w) of `step`: its number, and how many there are.
+
+        On NaN or inf: again with attention in float32, then with all in float32.
+        """
         precision_fallbacks = [lambda *models: nullcontext(), hardware.attention_in_float32, hardware.in_float32]
         while True:
             with precision_fallbacks[context.precision](self.unet, self.controlnet):
-                output = control.grid.blend(self._predict_tiles(latents, t, control, conditioning, context, progress))
+                output = control.grid.blend(self._predict_tiles(latents, t, control, conditioning, context, step))
             if is_finite(output):
                 return output
             if self.unet.dtype == torch.float32 or context.precision == len(precision_fallbacks) - 1:
@@ -111,7 +111,6 @@ class Denoiser:
             context.recoveries["overflow in denoise"] += 1
             fallback = precision_fallbacks[context.precision].__name__
             log.warning("The UNet overflowed in %s: running again with %s.", self.unet.dtype, fallback)
-            progress.total += len(control.grid) * len(latents)
 
     def _predict_tiles(
         self,
@@ -120,13 +119,14 @@ class Denoiser:
         control: ConditioningCache,
         conditioning: Conditioning,
         context: UpscaleContext,
-        progress: Any,
+        step: tuple[int, int],
     ) -> Iterator[Tensor]:
         """Model outputs (N, C, th, tw) tile by tile. A job is one particle of one tile; a batch is several jobs."""
         settings, grid, batch_size = context.settings, control.grid, context.plan.tile_batch
         negative_text = conditioning.negative_text if settings.cfg_scale > 1 else None
         jobs = list(itertools.product(range(len(grid)), range(len(latents))))
         pending: list[Tensor] = []
+        done = 0
         for batch in (jobs[start : start + batch_size] for start in range(0, len(jobs), batch_size)):
             latent = torch.cat([grid.crop(latents[[particle]], grid.offsets[tile]) for tile, particle in batch])
             embedding, text = torch.cat([control[tile] for tile, _ in batch]), conditioning.text
@@ -139,7 +139,8 @@ class Denoiser:
             if negative_text is not None:
                 pred_negative, pred_positive = output.chunk(2)
                 output = pred_negative + settings.cfg_scale * (pred_positive - pred_negative)
-            progress.update(len(batch))
+            done += len(batch)
+            context.progress.set("denoise", (step[0] + done / len(jobs)) / step[1])
             pending += output.split(1)
             while len(pending) >= len(latents):
                 yield torch.cat(pending[: len(latents)])

@@ -40,6 +40,10 @@ class Profile:
     output_pixels: int = OUTPUT_PIXELS
 
 
+AUTO = "auto"  # SEESR_GPU: the card's own profile
+STOPPED = "the GPU stopped working and this worker must be restarted; send the request again"
+MEMORY_TOLERANCE = 1.1  # cards report a little less memory than their names say
+
 CPU = Profile("cpu", 0, torch.float32, latent_tile=128, tile_batch=1, vae_tile=128)
 
 # Latent tiles of 64 on every card: the training size of SD-Turbo and SeeSR, and the least work, since self-attention is
@@ -62,30 +66,53 @@ def device() -> str:
 
 
 def profile(device: str, requested: str | None = None) -> Profile:
-    """The profile of the machine. A different `requested` (SEESR_GPU) is logged; ValueError if it is unknown."""
-    if requested and requested not in GPUS:
-        raise ValueError(f"SEESR_GPU must be one of {', '.join(GPUS)}, got {requested!r}")
+    """The profile that `requested` (SEESR_GPU) names; None, "" or "auto" mean the card's own. The CPU has its own too.
+
+    Logs the card and the profile. Raises ValueError for an unknown name.
+    """
+    if requested and requested not in (AUTO, *GPUS):
+        raise ValueError(f"SEESR_GPU must be one of {', '.join((AUTO, *GPUS))}, got {requested!r}")
     if not device.startswith("cuda"):
-        if requested:
-            log.warning("SEESR_GPU asks for %s, but this runs on the CPU: using the CPU's tiles.", requested)
+        log.info("No GPU: profile cpu.")
         return CPU
     card = torch.cuda.get_device_properties(device)
-    found = profile_of_card(card.name, card.total_memory / 1e9)
-    if requested and requested != found.name:
-        log.warning("SEESR_GPU asks for %s, the card is %s: using the tiles of %s.", requested, card.name, found.name)
-    return found
+    return choose_profile(card.name, card.total_memory / 1e9, requested)
+
+
+def choose_profile(card: str, memory: float, requested: str | None = None) -> Profile:
+    """A card's name ("NVIDIA A40"), its GB and SEESR_GPU -> a profile, logged with the card.
+
+    A card with less memory than the profile gets a warning: its tiles shrink to fit.
+    """
+    chosen = GPUS[requested] if requested and requested != AUTO else profile_of_card(card, memory)
+    log.info("Card %s (%.0f GB), profile %s.", card, memory, chosen.name)
+    if memory * MEMORY_TOLERANCE < chosen.memory:
+        text = "The card %s has %.0f GB, less than the %d GB of profile %s: tiles shrink to fit."
+        log.warning(text, card, memory, chosen.memory, chosen.name)
+    return chosen
 
 
 def profile_of_card(card: str, memory: float) -> Profile:
-    """A card's name ("NVIDIA A40") and GB -> its profile. An unknown card gets the largest with no more memory."""
+    """A card's name and GB -> its own profile. An unknown card gets the largest with no more memory."""
     words = card.replace("-", " ").split()
     for known in GPUS.values():
         if any(word in words for word in known.cards):
             return known
-    fitting = [gpu for gpu in GPUS.values() if gpu.memory <= memory * 1.1]
-    chosen = max(fitting, key=lambda gpu: gpu.memory) if fitting else GPUS["t4"]
-    log.warning("The card %s (%.0f GB) is not in the table: using the tiles of %s.", card, memory, chosen.name)
-    return chosen
+    fitting = [gpu for gpu in GPUS.values() if gpu.memory <= memory * MEMORY_TOLERANCE]
+    return max(fitting, key=lambda gpu: gpu.memory) if fitting else GPUS["t4"]
+
+
+def responds(device: str) -> bool:
+    """Whether the device still computes. After some CUDA errors every later call of the process fails."""
+    if not device.startswith("cuda"):
+        return True
+    try:
+        return torch.ones(1, device=device).add_(1).item() == 2
+    except torch.OutOfMemoryError:
+        return True
+    except RuntimeError as error:
+        log.error("The GPU does not respond: %s", error)
+        return False
 
 
 def use_fast_attention(device: str, *models: Any) -> str:

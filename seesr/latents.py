@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -43,10 +44,12 @@ class LatentCodec:
         latent = latent / config["scaling_factor"] + (config["shift_factor"] or 0.0)
         return self._run_checked("decode", latent, context).div_(2).add_(0.5).clamp_(0, 1)
 
-    def run_vae(self, direction: tiling.Direction, source: Tensor, plan: VaeTilePlan) -> Tensor:
+    def run_vae(
+        self, direction: tiling.Direction, source: Tensor, plan: VaeTilePlan, report: tiling.Report = lambda _: None
+    ) -> Tensor:
         """tiling.encode or tiling.decode of `source`, of any dtype, in the tiles of `plan` and the VAE's dtype"""
         run = tiling.encode if direction == "encode" else tiling.decode
-        return run(self.vae, source.to(self.vae.dtype), plan.tile, plan.stats_tiles)
+        return run(self.vae, source.to(self.vae.dtype), plan.tile, plan.stats_tiles, report)
 
     def _encode(self, control_image: Tensor, context: UpscaleContext) -> Tensor:
         """(1, 3, H, W) in [0, 1] -> the posterior's moments (1, 2C, h, w), float32
@@ -64,7 +67,8 @@ class LatentCodec:
     def _run_checked(self, direction: tiling.Direction, source: Tensor, context: UpscaleContext) -> Tensor:
         """The result in float32; where half precision overflows, run again in float32 and log a warning."""
         plan = context.plan.encode if direction == "encode" else context.plan.decode
-        result = self.run_vae(direction, source, plan).float()
+        report = partial(context.progress.set, direction)
+        result = self.run_vae(direction, source, plan, report).float()
         if not is_finite(result) and self.vae.dtype != torch.float32:
             log.warning("The VAE overflowed in %s (%s): running again in float32.", self.vae.dtype, direction)
             context.recoveries[f"overflow in {direction}"] += 1

@@ -3,6 +3,7 @@
 import logging
 import secrets
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from seesr.context import Noise, UpscaleContext, seeded_noise
 from seesr.denoise import Conditioning, Denoiser, embed_control_image, run_controlnet_unet
 from seesr.latents import LatentCodec
 from seesr.memory import MemoryModel, TilePlan
+from seesr.progress import OnProgress, Progress, predicted_work
 from seesr.prompts import PromptEncoder
 from seesr.schedule import Schedule
 from seesr.settings import NEUTRAL_FIDELITY, Settings
@@ -45,6 +47,7 @@ class Result:
     def metrics(self) -> dict[str, Any]:
         """The metrics of a prediction, ready for JSON."""
         metrics = {name: getattr(self, name) for name in ("seed", "tags", "tiles", "recoveries")}
+        metrics |= {"width": self.image.width, "height": self.image.height}
         return metrics | {"plan": str(self.plan), "seconds": {name: round(s, 4) for name, s in self.timings.items()}}
 
 
@@ -85,8 +88,14 @@ class SeeSR:
         return self.components.unet.dtype
 
     @torch.inference_mode()
-    def upscale(self, image: "Image.Image", settings: Settings, noise: Noise | None = None) -> Result:
-        """An RGB image of any size -> the same image with sides of exactly round(scale_factor * side) pixels.
+    def upscale(
+        self,
+        image: "Image.Image",
+        settings: Settings,
+        noise: Noise | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> Result:
+        """An RGB image of any size -> the same image, larger by exactly the scale of `settings`, halves rounded up.
 
         The tagger sees the input itself. The working image is the input resized once, with its short side at least the
         bundle's process size, and padded by its edge pixels to multiples of the VAE's scale factor.
@@ -94,8 +103,10 @@ class SeeSR:
         settings = replace(settings, seed=secrets.randbits(32) if settings.seed is None else settings.seed)
         assert settings.seed is not None
         image = image.convert("RGB")
-        target, working, padded = self.sizes((image.height, image.width), settings.scale_factor)
-        context = self._context(settings, noise, padded)
+        size = (image.height, image.width)
+        scale = sizes.scale_of(size, settings.scale_factor, settings.target_long_side)
+        target, working, padded = self.sizes(size, scale)
+        context = self._context(settings, noise, padded, on_progress)
         tags, tokens = context.stage("tag", lambda: self.tag(image))
         log.info("Tags: %s", ", ".join(tags) or "(none)")
         prompt = self.prompts.compose(tags, settings.user_prompt, settings.positive_prompt)
@@ -168,7 +179,7 @@ class SeeSR:
         size = (latent.shape[2] * self.vae_scale_factor, latent.shape[3] * self.vae_scale_factor)
         return self.codec.decode(latent.to(self.device), self._context(Settings(num_inference_steps=1), None, size))
 
-    def sizes(self, size: Size, scale: float) -> tuple[Size, Size, Size]:
+    def sizes(self, size: Size, scale: Fraction | float) -> tuple[Size, Size, Size]:
         """Input size -> target, working and padded size. Raises ValueError if the target is too large."""
         process_size, least_scale = self.components.process_size, self.components.least_scale
         target, working = sizes.working_size(size, scale, process_size, self.profile.output_pixels, least_scale)
@@ -187,11 +198,14 @@ class SeeSR:
         gradient = images.to_image(torch.linspace(0, 1, 3 * side * side).view(1, 3, side, side))
         self.upscale(gradient, Settings(num_inference_steps=2, scale_factor=8, seed=0))
 
-    def _context(self, settings: Settings, noise: Noise | None, size: Size) -> UpscaleContext:
+    def _context(
+        self, settings: Settings, noise: Noise | None, size: Size, on_progress: OnProgress | None = None
+    ) -> UpscaleContext:
         """A context for a padded working image of `size`."""
         latent_size = (size[0] // self.vae_scale_factor, size[1] // self.vae_scale_factor)
-        noise = noise or seeded_noise(settings.seed)
-        return UpscaleContext(settings, noise, self.plan(size, settings), latent_size, self.device)
+        noise, plan = noise or seeded_noise(settings.seed), self.plan(size, settings)
+        progress = Progress(predicted_work(self.components.flops, latent_size, settings, plan), on_progress)
+        return UpscaleContext(settings, noise, plan, latent_size, self.device, progress)
 
     def _negative_text(self, settings: Settings) -> Tensor | None:
         return self.encode_text(settings.negative_prompt) if settings.cfg_scale > 1 else None

@@ -16,7 +16,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "cfg_scale": (0.5, 10),
     "output_quality": (1, 100),
     "conditioning_scale": (0, 10),
-    "seed": (0, 2**63 - 1),
+    "seed": (0, 2**53 - 1),  # the largest integer that every JSON reader keeps
     "num_particles": (1, 16),
     "bandwidth": (0.1, 0.8),
     "fidelity": (0, 1),
@@ -27,15 +27,24 @@ _CHOICES = {
     "start_point": get_args(StartPoint),
 }
 _TILES = ("latent_tiled_size", "latent_tiled_overlap")
-_INTEGERS = ("num_inference_steps", "output_quality", "seed", "num_particles", *_TILES)
+_INTEGERS = ("num_inference_steps", "target_long_side", "output_quality", "seed", "num_particles", *_TILES)
+_LONG_SIDES = (64, 8192)
+
+
+def check_upload(name: str, file: object) -> None:
+    """Raise ValueError if the server left `file` a string: it is no URL, and may be a path on the server's machine."""
+    if isinstance(file, str):
+        wanted = "an http(s) URL, a data URI (data:image/png;base64,...) or an upload"
+        raise ValueError(f"{name} must be {wanted}, got {file[:40]!r}")
 
 
 @dataclass(frozen=True)
 class Settings:
     """One request. Names, defaults and ranges equal the Cog inputs; the last two fields exist in the library only.
 
-    `latent_tiled_size` and `latent_tiled_overlap` are in latent pixels; 0 means automatic, and `seesr.sizes` brings
-    other values into their legal range. `seed` None draws a seed. Raises ValueError for a value out of range.
+    `target_long_side` is in pixels; 0 means that `scale_factor` acts. `latent_tiled_size` and `latent_tiled_overlap`
+    are in latent pixels; 0 means automatic, and `seesr.sizes` brings other values into their legal range. `seed` None
+    draws a seed. Raises ValueError for a value out of range.
     """
 
     user_prompt: str = ""
@@ -43,6 +52,7 @@ class Settings:
     negative_prompt: str = "dotted, noise, blur, lowres, smooth"
     num_inference_steps: int = 4
     scale_factor: float = 4.0
+    target_long_side: int = 0
     cfg_scale: float = 1.0
     latent_tiled_size: int = 0
     latent_tiled_overlap: int = 0
@@ -71,6 +81,10 @@ class Settings:
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
+        low, high = _LONG_SIDES
+        if self.target_long_side and not low <= self.target_long_side <= high:
+            text = f"target_long_side must be 0 (scale_factor acts) or between {low} and {high}"
+            raise ValueError(f"{text}, got {self.target_long_side}")
         for name in _TILES:
             if (value := getattr(self, name)) < 0:
                 raise ValueError(f"{name} must be 0 (automatic) or more, got {value}")

@@ -2,29 +2,47 @@
 
 import logging
 import math
+from fractions import Fraction
 
 log = logging.getLogger(__name__)
 
 Size = tuple[int, int]  # (height, width)
 
 OUTPUT_PIXELS = 8192 * 8192  # the largest result
+SCALE_RANGE = (1, 8)  # of a request, by scale_factor or by target_long_side
 MIN_SCALE_MAX_PIXELS = 2048 * 2048  # the largest working image that a bundle's `least_scale` may ask for
 ENCODE_MAX_PIXELS = 256 * 256  # latent pixels above which the working image is encoded at a smaller size
 TILE_RANGE = (32, 480)  # the latent tiles that a request may ask for, in latent pixels
 MIN_TILE, TILE_MULTIPLE = 64, 8  # of an even grid: the training size of SD-Turbo and SeeSR; sides are multiples of 8
 
 
+def scale_of(size: Size, scale_factor: float, target_long_side: int = 0) -> Fraction:
+    """The exact scale of a request: `scale_factor` as written, or what makes the longer side `target_long_side` pixels.
+
+    Raises ValueError if `target_long_side` asks for a scale outside SCALE_RANGE.
+    """
+    if not target_long_side:
+        return Fraction(str(scale_factor))  # 1.15 is 115/100, not its neighbour among the floats
+    low, high = (scale * max(size) for scale in SCALE_RANGE)
+    if not low <= target_long_side <= high:
+        wanted = f"target_long_side must be 1 to 8 times the image's longer side, so {low} to {high}"
+        raise ValueError(f"{wanted} for this image of {size[1]} x {size[0]}, got {target_long_side}")
+    return Fraction(target_long_side, max(size))
+
+
 def working_size(
-    size: Size, scale: float, process_size: int, limit: int = OUTPUT_PIXELS, least_scale: float = 1.0
+    size: Size, scale: Fraction | float, process_size: int, limit: int = OUTPUT_PIXELS, least_scale: float = 1.0
 ) -> tuple[Size, Size]:
-    """Input size -> target size, round(scale * side), and working size.
+    """Input size -> target size, scale * side with halves rounded up, and working size.
 
     Both are the same unless the target's short side is below `process_size`. Then the working image is larger by one
     factor, but no longer than 8 * `process_size` or the target itself (the rest of a long thin image is padded).
     Below `least_scale` it is larger too, as if that scale had been asked for, up to MIN_SCALE_MAX_PIXELS.
     Raises ValueError for a target of more than `limit` pixels.
     """
-    target = (max(1, round(scale * size[0])), max(1, round(scale * size[1])))
+    exact = Fraction(str(scale))
+    height, width = (max(1, math.floor(exact * side + Fraction(1, 2))) for side in size)
+    target, scale = (height, width), float(exact)
     if target[0] * target[1] > limit:
         found = f"scale_factor {scale:g} would give {target[1]} x {target[0]}; lower it or make the image smaller"
         raise ValueError(f"the result may have at most {limit / 1e6:.0f} megapixels, {found}")

@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from seesr.hardware import GPUS
+from scripts.stage import BUNDLE, image_filter
+from seesr.hardware import AUTO, GPUS
 from tests.test_packaging import EXTRAS, image_pins, pins
 
 ROOT = Path(__file__).resolve().parent.parent
+in_image = image_filter(ROOT)
 CONFIG = yaml.safe_load((ROOT / "cog.yaml").read_text())
 ENVIRONMENT = dict(line.split("=", 1) for line in CONFIG["environment"])
 TOP = {"build", "image", "model", "run", "predict", "train", "concurrency", "environment", "weights"}
@@ -30,11 +32,11 @@ def test_cog_knows_every_key() -> None:
 
 def test_environment_is_allowed_and_complete() -> None:
     assert not [name for name in ENVIRONMENT if REFUSED.match(name) or name in RESERVED]
-    assert ENVIRONMENT["SEESR_GPU"] in GPUS
-    assert ENVIRONMENT["SEESR_WEIGHTS"] == "weights/seesr-turbo"
+    assert ENVIRONMENT["SEESR_GPU"] == "t4"
+    assert ENVIRONMENT["SEESR_WEIGHTS"] == BUNDLE
     assert ENVIRONMENT["HF_HUB_OFFLINE"] == "1"
     text = (ROOT / "cog.yaml").read_text()
-    assert all(name in text for name in GPUS), "the comment lists every choice"
+    assert all(name in text for name in (*GPUS, AUTO)), "the comment lists every choice"
 
 
 def test_versions_are_pinned_and_fit_each_other() -> None:
@@ -45,20 +47,6 @@ def test_versions_are_pinned_and_fit_each_other() -> None:
     assert torch in TORCH_CUDA
     # A CUDA older than torch's own keeps the V100. Cog takes it because `cuda` is set.
     assert float(CONFIG["build"]["cuda"]) <= float(TORCH_CUDA[torch])
-
-
-def in_image(path: str) -> bool:
-    """Whether .dockerignore leaves `path` in, by Docker's rules: a pattern matches a path or any folder above it."""
-    kept = True
-    parts = path.split("/")
-    above = ["/".join(parts[: count + 1]) for count in range(len(parts))]
-    for line in (ROOT / ".dockerignore").read_text().splitlines():
-        if not line or line.startswith("#"):
-            continue
-        pattern = re.escape(line.removeprefix("!")).replace(r"\*\*/", "(.*/)?").replace(r"\*", "[^/]*")
-        if any(re.fullmatch(pattern, name) for name in above):
-            kept = line.startswith("!")
-    return kept
 
 
 def test_of_the_repository_the_image_has_only_what_runs() -> None:

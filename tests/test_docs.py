@@ -163,7 +163,7 @@ def range_of(declared: dict[str, Any], schemas: dict[str, Any]) -> str:
         return ", ".join(schemas[declared["allOf"][0]["$ref"].rsplit("/", 1)[1]]["enum"])
     if "minimum" in declared:
         low, high = declared["minimum"], declared.get("maximum")
-        return f"{low:g} or more" if high is None else f"{low:g} to {high:g}"
+        return f"{low:.16g} or more" if high is None else f"{low:.16g} to {high:.16g}"
     return "true, false" if declared["type"] == "boolean" else "file" if declared.get("format") == "uri" else "text"
 
 

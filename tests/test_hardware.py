@@ -35,18 +35,50 @@ def test_known_cards(card: str, memory: float, name: str) -> None:
         ("X", 143.0, 80),
     ],
 )
-def test_other_cards_get_one_that_fits_and_are_told(
-    card: str, memory: float, most: int, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_other_cards_get_one_that_fits(card: str, memory: float, most: int) -> None:
     assert hardware.profile_of_card(card, memory).memory == most
-    assert f"The card {card}" in caplog.text
 
 
-def test_the_cpu_is_the_cpu_whatever_was_asked_for(caplog: pytest.LogCaptureFixture) -> None:
-    assert hardware.profile("cpu") is CPU
-    assert not caplog.text
-    assert hardware.profile("cpu", "t4") is CPU
-    assert "SEESR_GPU asks for t4, but this runs on the CPU" in caplog.text
+@pytest.mark.parametrize("requested", [None, "", "auto", "t4", "h100"])
+def test_the_cpu_is_the_cpu_whatever_was_asked_for(requested: str | None) -> None:
+    assert hardware.profile("cpu", requested) is CPU
+
+
+@pytest.mark.parametrize(
+    ("card", "memory", "requested", "name", "warns"),
+    [
+        ("Tesla T4", 15.8, "t4", "t4", False),
+        ("NVIDIA A40", 47.7, "t4", "t4", False),
+        ("NVIDIA A40", 47.7, "auto", "a40-large", False),
+        ("NVIDIA A40", 47.7, None, "a40-large", False),
+        ("NVIDIA H200", 150.0, "h100", "h100", False),
+        ("Tesla T4", 15.8, "a100-large", "a100-large", True),
+        ("NVIDIA GeForce RTX 3060", 12.6, "auto", "t4", True),
+    ],
+)
+def test_seesr_gpu_decides_the_profile(
+    card: str, memory: float, requested: str | None, name: str, warns: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The log names card and profile once. It warns only about a card with less memory than the profile."""
+    with caplog.at_level("INFO"):
+        assert hardware.choose_profile(card, memory, requested) is GPUS[name]
+    lines = [(record.levelname, record.getMessage()) for record in caplog.records]
+    assert lines[0] == ("INFO", f"Card {card} ({memory:.0f} GB), profile {name}.")
+    assert [level for level, _ in lines[1:]] == ["WARNING"] * warns
+
+
+def test_a_cpu_always_responds_and_a_gpu_does_unless_its_calls_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(error: Exception) -> None:
+        def ones(*_: object, **__: object) -> None:
+            raise error
+
+        monkeypatch.setattr(torch, "ones", ones)
+
+    assert hardware.responds("cpu")
+    fail(RuntimeError("CUDA error: an illegal memory access was encountered\nCompile with ..."))
+    assert not hardware.responds("cuda")
+    fail(torch.OutOfMemoryError("CUDA out of memory"))
+    assert hardware.responds("cuda")
 
 
 def test_profiles_are_those_of_their_cards() -> None:
@@ -60,7 +92,7 @@ def test_profiles_are_those_of_their_cards() -> None:
 
 
 def test_an_unknown_name_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"SEESR_GPU must be one of t4, v100, .*got 'tpu'"):
+    with pytest.raises(ValueError, match=r"SEESR_GPU must be one of auto, t4, v100, .*got 'tpu'"):
         hardware.profile("cpu", "tpu")
 
 

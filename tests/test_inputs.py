@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts.cog_server import read_inputs, schema
+from scripts.cog_server import schema
+from scripts.predict import choose_format, read_inputs
 from seesr.settings import Settings
 
 SOURCE = (Path(__file__).resolve().parent.parent / "predict.py").read_text()
@@ -19,6 +20,7 @@ INPUTS = [
     "negative_prompt",
     "num_inference_steps",
     "scale_factor",
+    "target_long_side",
     "cfg_scale",
     "latent_tiled_size",
     "latent_tiled_overlap",
@@ -71,6 +73,8 @@ def test_schema_has_the_inputs_in_order_with_their_ranges(document: dict) -> Non
     assert limits == {
         "num_inference_steps": (1, 4),
         "scale_factor": (1, 8),
+        "target_long_side": (0, 8192),
+        "seed": (0, 2**53 - 1),
         "cfg_scale": (0.5, 10),
         "latent_tiled_size": (0, 480),
         "latent_tiled_overlap": (0, 240),
@@ -112,14 +116,24 @@ def test_the_batch_predictor_has_the_same_inputs(document: dict, batch: dict) ->
     assert several["images"]["type"] == batch["components"]["schemas"]["Output"]["type"] == "array"
 
 
-def test_command_line_inputs(document: dict, tmp_path: Path) -> None:
-    file = tmp_path / "a.png"
-    file.write_bytes(b"abc")
-    inputs = read_inputs([f"image=@{file}", "seed=3", "scale_factor=2.5", "user_prompt=a = b"], document)
+def test_command_line_inputs(document: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.png").write_bytes(b"abc")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    pairs = [
+        "image=@~/a.png",
+        "seed=3",
+        "num_inference_steps=2.0",
+        "scale_factor=2.5",
+        "use_kds=true",
+        "user_prompt=a = b",
+    ]
+    inputs = read_inputs(pairs, document)
     assert inputs == {
         "image": "data:image/png;base64,YWJj",
         "seed": 3,
+        "num_inference_steps": 2,
         "scale_factor": 2.5,
+        "use_kds": True,
         "user_prompt": "a = b",
     }
 
@@ -129,13 +143,66 @@ def test_command_line_inputs(document: dict, tmp_path: Path) -> None:
     [
         ("seed", "must be name=value, got 'seed'"),
         ("sed=3", "no input 'sed'; the inputs are image, user_prompt"),
-        ("seed=three", "seed must be an? integer, got 'three'"),
-        ("image=@nowhere.png", "nowhere.png, which does not exist"),
+        ("seed=three", "seed must be an integer, got 'three'"),
+        ("seed=true", "seed must be an integer, got 'true'"),
+        ("seed=2.5", "seed must be an integer, got '2.5'"),
+        ("scale_factor=NaN", "scale_factor must be a number, got 'NaN'"),
+        ("use_kds=1", r"use_kds must be a boolean \(true or false\), got '1'"),
+        ("user_prompt=@a.txt", "user_prompt takes no file, got '@a.txt'; write the value itself"),
+        (
+            "image=@nowhere.png",
+            r"a file that can be read, got nowhere.png \(No such file or directory\); check its path",
+        ),
+        ("image=@.", r"a file that can be read, got \. \(Is a directory\); check its path"),
+        ("image=@/proc/self/mem", r"got /proc/self/mem \(Input/output error\); check its path and permissions"),
+        (
+            "image=README.md",
+            "image must be @FILE, a URL or a data URI, got 'README.md'; image=@README.md sends the file",
+        ),
+        ("image=iVBORw0KGgo" + "A" * 5000, "a data URI, got 'iVBORw0KGgoA{49}'; image=@FILE sends the file"),
     ],
 )
-def test_command_line_faults_are_named(document: dict, pair: str, sentence: str) -> None:
+def test_command_line_faults_are_named(
+    document: dict, pair: str, sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(SCHEMAS.parents[2])
     with pytest.raises(ValueError, match=sentence):
         read_inputs([pair], document)
+
+
+def test_command_line_files_fit_into_a_request(document: dict, tmp_path: Path) -> None:
+    path = tmp_path / "photo.tif"
+    with path.open("wb") as file:
+        file.truncate(80_100_000)
+    with pytest.raises(
+        ValueError, match=r"photo\.tif has 80\.1 MB, but a request holds at most 78 MB of files; make it"
+    ):
+        read_inputs([f"image=@{path}"], document)
+
+
+@pytest.mark.parametrize(
+    ("output", "asked", "chosen"),
+    [
+        ("out.webp", {}, {"output_format": "webp"}),
+        ("a.b/out.JPEG", {}, {"output_format": "jpg"}),
+        ("out.jpg", {"output_format": "jpg"}, {"output_format": "jpg"}),
+        ("out", {}, {}),
+        ("out", {"output_format": "webp"}, {"output_format": "webp"}),
+        (None, {}, {}),
+    ],
+)
+def test_command_line_output_chooses_the_format(document: dict, output: str | None, asked: dict, chosen: dict) -> None:
+    assert choose_format(asked, output, document) == chosen
+
+
+def test_command_line_output_follows_the_schema(document: dict) -> None:
+    formats = {"output_format": {"enum": ["png", "tiff"]}}
+    schemas = document["components"]["schemas"]
+    assert choose_format({}, "out.tif", {"components": {"schemas": schemas | formats}}) == {"output_format": "tiff"}
+    assert choose_format({}, "out.gif", {"components": {"schemas": {"Input": {}}}}) == {}
+    for other, legal in ((schemas, r"\.png, \.webp, \.jpg, \.jpeg"), (schemas | formats, r"\.png, \.tiff, \.tif")):
+        with pytest.raises(ValueError, match=f"-o must end in {legal}, got out.gif"):
+            choose_format({}, "out.gif", {"components": {"schemas": other}})
 
 
 if __name__ == "__main__":

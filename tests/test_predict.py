@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import re
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -24,6 +25,29 @@ from seesr import images
 from seesr.settings import Settings
 from tests.corpus import CASES
 
+BROKEN = """
+import torch
+from predict import Predictor
+
+class Broken(Predictor):
+    def setup(self):
+        super().setup()
+        self.upscale_one = self.seesr.upscale
+        self.seesr.upscale = self.break_down
+
+    def break_down(self, image, settings, **rest):
+        if settings.seed == 13:  # from now on every call of the GPU fails
+            torch.ones = self.fail
+            self.seesr.device = "cuda"
+            self.fail()
+        if settings.seed == 14:  # this one passes
+            raise RuntimeError("CUDA error: no kernel image is available for execution on the device")
+        return self.upscale_one(image, settings, **rest)
+
+    def fail(self, *_, **__):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered\\nCompile with ...")
+"""
+"""A predictor whose GPU breaks down."""
 SMALL = {"num_inference_steps": 1, "seed": 5, "scale_factor": 2}
 
 
@@ -57,7 +81,7 @@ def test_ready_and_a_prediction(server: CogServer, photograph: np.ndarray) -> No
     assert "Using the small embedded bundle" in "".join(server.lines)
     status, answer = server.predict(image=uri(photograph), num_inference_steps=2, scale_factor=2.5, seed=0)
     assert (status, answer["status"]) == (200, "succeeded")
-    assert picture(answer).size == (round(2.5 * 50), round(2.5 * 33))
+    assert picture(answer).size == (125, 83)
     metrics = answer["metrics"]
     assert metrics["seed"] == 0
     assert metrics["steps"] == 2
@@ -68,7 +92,8 @@ def test_ready_and_a_prediction(server: CogServer, photograph: np.ndarray) -> No
     assert {"tag", "encode", "denoise", "decode", "color", "file"} <= metrics["seconds"].keys()
     assert metrics["recoveries"] == {}
     assert metrics["plan"].startswith("latent tiles of 128 overlapping 16, 1 at a time")
-    for words in ("Tags: ", "denoise: ", "decode: ", "2/2", "Seed 0, 1 tiles"):
+    assert (metrics["width"], metrics["height"]) == (125, 83)  # 82.5 becomes 83
+    for words in ("Tags: ", "denoise: ", "decode: ", "Seed 0, 1 tiles"):
         assert words in answer["logs"]
     assert re.search(r"Setup: [\d.]+ s for imports, [\d.]+ s for weights, [\d.]+ s to warm up", "".join(server.lines))
 
@@ -87,6 +112,8 @@ def test_ready_and_a_prediction(server: CogServer, photograph: np.ndarray) -> No
         ({"latent_tiled_size": 481}, "greater than the maximum of 480"),
         ({"latent_tiled_overlap": 241}, "greater than the maximum of 240"),
         ({"seed": -1}, "less than the minimum of 0"),
+        ({"seed": 2**53}, "greater than the maximum of 9007199254740991"),
+        ({"target_long_side": 8193}, "greater than the maximum of 8192"),
         ({"output_quality": 0}, "less than the minimum of 1"),
         ({"output_quality": 101}, "greater than the maximum of 100"),
         ({"num_inference_steps": "two"}, "integer"),
@@ -110,6 +137,8 @@ def test_bad_inputs_are_422(
             "image must be an image file",
         ),
         ({"image": "data:image/png;base64,"}, "image must be an image file, got an empty file"),
+        ({"image": "iVBORw0KGgoAAAANSUhEUg=="}, "image must be an http(s) URL, a data URI"),
+        ({"image": str(Path(__file__).parent / "data/astronaut.jpg")}, "image must be an http(s) URL, a data URI"),
     ],
 )
 def test_failing_predictions_say_why_and_the_next_works(
@@ -144,6 +173,28 @@ def test_an_empty_seed_is_drawn_and_repeats(server: CogServer, photograph: np.nd
     _, other = server.predict(**inputs)
     assert drawn["output"] == again["output"]
     assert drawn["metrics"]["seed"] != other["metrics"]["seed"]
+
+
+@pytest.mark.parametrize(("asked", "size"), [(101, (101, 67)), (64, (64, 42)), (400, (400, 264))])
+def test_a_target_long_side_is_met(server: CogServer, photograph: np.ndarray, asked: int, size: tuple) -> None:
+    status, answer = server.predict(image=uri(photograph), **SMALL, target_long_side=asked)
+    assert (status, answer["status"]) == (200, "succeeded"), answer
+    assert picture(answer).size == size
+
+
+@pytest.mark.parametrize(("asked", "sentence"), [(401, "so 50 to 400 for this image"), (63, "or between 64 and 8192")])
+def test_a_target_long_side_that_cannot_be_is_refused_in_a_sentence(
+    server: CogServer, photograph: np.ndarray, asked: int, sentence: str
+) -> None:
+    _, answer = server.predict(image=uri(photograph), **SMALL, target_long_side=asked)
+    assert answer["status"] == "failed"
+    assert sentence in answer["error"]
+    assert f"got {asked}" in answer["error"]
+
+
+def test_the_largest_seed_is_accepted(server: CogServer, photograph: np.ndarray) -> None:
+    _, answer = server.predict(image=uri(photograph), **SMALL | {"seed": 2**53 - 1})
+    assert answer["metrics"]["seed"] == 2**53 - 1
 
 
 def test_whole_floats_are_taken_as_integers(server: CogServer, photograph: np.ndarray) -> None:
@@ -305,6 +356,8 @@ def test_several_images_in_one_request(photograph: np.ndarray) -> None:
         _, failed = many.predict(images=[uri(photograph), bad], **SMALL)
         assert failed["status"] == "failed"
         assert "images, number 2: image must be an image file" in failed["error"]
+        _, path = many.predict(images=[uri(photograph), str(Path(__file__).parent / "data/astronaut.jpg")], **SMALL)
+        assert "images, number 2, must be an http(s) URL" in path["error"]
         assert "images must hold at least one image" in many.predict(images=[], **SMALL)[1]["error"]
         assert len(list(Path(many.folder, "tmp").glob("seesr-*"))) == 1, "the last good answer, until the next"
 
@@ -363,6 +416,22 @@ def wait_until_free(server: CogServer) -> None:
         time.sleep(0.05)
 
 
+def test_a_gpu_that_stopped_working_makes_the_worker_unhealthy(photograph: np.ndarray, tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text(BROKEN)
+    with CogServer(tmp_path, "broken.py:Broken") as server:
+        inputs = {"image": uri(photograph), **SMALL}
+        assert "CUDA error" in server.predict(**inputs | {"seed": 14})[1]["error"]
+        wait_until_free(server)
+        assert server.predict(**inputs)[1]["status"] == "succeeded"
+        wait_until_free(server)
+        assert "the GPU stopped working" in server.predict(**inputs | {"seed": 13})[1]["error"]
+        end = time.monotonic() + 10
+        while (health := server.get("/health-check"))["status"] == "BUSY" and time.monotonic() < end:
+            time.sleep(0.05)
+        assert health["status"] == "UNHEALTHY", health
+        assert "an illegal memory access" in "".join(server.lines)
+
+
 def test_missing_weights_fail_the_setup_in_one_sentence() -> None:
     with CogServer(env={"SEESR_WEIGHTS": "weights/nowhere"}) as server:
         assert server.health["status"] == "SETUP_FAILED"
@@ -373,7 +442,7 @@ def test_missing_weights_fail_the_setup_in_one_sentence() -> None:
 
 @pytest.mark.slow
 def test_missing_weights_are_not_an_excuse_for_the_embedded_bundle(tmp_path: Path) -> None:
-    (tmp_path / "bundle.json").write_text('{"name": "broken", "process_size": 64, "memory": {"fp16": {}, "fp32": {}}}')
+    shutil.copy(Path(__file__).parents[1] / "weights/tiny/bundle.json", tmp_path)
     with CogServer(env={"SEESR_WEIGHTS": str(tmp_path)}) as server:
         assert server.health["status"] == "SETUP_FAILED"
         assert "is missing" in server.setup_error()

@@ -27,7 +27,11 @@ from seesr.settings import Settings
         ("conditioning_scale", -0.1),
         ("num_particles", 17),
         ("num_particles", 2.5),
-        ("seed", 2**63),
+        ("seed", 2**53),
+        ("target_long_side", 63),
+        ("target_long_side", 8193),
+        ("target_long_side", -1),
+        ("target_long_side", 640.5),
         ("cfg_scale", 0.4),
         ("bandwidth", 0.05),
         ("bandwidth", 0.9),
@@ -49,6 +53,11 @@ def test_whole_floats_are_integers() -> None:
 
 def test_guidance_acts_only_above_one() -> None:
     assert [Settings(cfg_scale=scale).branches for scale in (0.5, 1, 1.01)] == [1, 1, 2]
+
+
+def test_a_target_long_side_of_zero_leaves_the_size_to_scale_factor() -> None:
+    assert Settings().target_long_side == 0
+    assert [Settings(target_long_side=side).target_long_side for side in (0, 64, 8192)] == [0, 64, 8192]
 
 
 def test_seed_zero_is_a_seed() -> None:

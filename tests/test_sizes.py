@@ -20,6 +20,9 @@ from seesr.tiling import tile_grid
         ((1, 1), 1, (1, 1), (512, 512)),
         ((1, 4000), 4, (4, 16000), (4, 16000)),
         ((33, 65), 1.5, (50, 98), (512, 1004)),
+        ((33, 65), 2.5, (83, 163), (512, 1006)),
+        ((5, 50), 1.1, (6, 55), (447, 4096)),
+        ((20, 50), 1.15, (23, 58), (512, 1292)),  # 57.5, which floats take for 57.49999999999999
     ],
 )
 def test_working_size(size: tuple[int, int], scale: float, target: tuple[int, int], working: tuple[int, int]) -> None:
@@ -42,7 +45,31 @@ def test_a_least_scale_is_worked_at_up_to_four_megapixels(
     size: tuple[int, int], scale: float, working: tuple[int, int]
 ) -> None:
     found = working_size(size, scale, 64, least_scale=4)
-    assert found == ((round(scale * size[0]), round(scale * size[1])), working)
+    assert found == ((scale * size[0], scale * size[1]), working)
+
+
+@pytest.mark.parametrize(
+    ("size", "long_side", "target"),
+    [
+        ((300, 400), 1024, (768, 1024)),
+        ((400, 300), 1001, (1001, 751)),  # 750.75
+        ((3, 400), 600, (5, 600)),  # 4.5
+        ((1, 100), 100, (1, 100)),
+        ((640, 640), 5120, (5120, 5120)),
+        ((1, 1024), 8192, (8, 8192)),
+    ],
+)
+def test_a_target_long_side_decides_the_longer_side_exactly(
+    size: tuple[int, int], long_side: int, target: tuple[int, int]
+) -> None:
+    scale = sizes.scale_of(size, 4.0, long_side)
+    assert working_size(size, scale, 1)[0] == target
+
+
+@pytest.mark.parametrize(("size", "long_side"), [((300, 400), 399), ((300, 400), 3201), ((9000, 10), 8192)])
+def test_a_target_long_side_outside_one_to_eight_times_is_refused(size: tuple[int, int], long_side: int) -> None:
+    with pytest.raises(ValueError, match=rf"so {max(size)} to {8 * max(size)} for this image .*got {long_side}"):
+        sizes.scale_of(size, 4.0, long_side)
 
 
 def test_a_result_beyond_the_limit_is_refused() -> None:

@@ -1,4 +1,4 @@
-"""Memory constants of a bundle: measure them, write them to bundle.json, or see what they predict for every card.
+"""Memory and FLOPs constants of a bundle: measure them, write them to bundle.json, or predict the memory of every card.
 
     .venv/bin/python -m scripts.bench.memory weights/tiny            measured beside what bundle.json holds
     .venv/bin/python -m scripts.bench.memory weights/tiny --write    put the measured ones into bundle.json
@@ -39,7 +39,8 @@ def main() -> None:
         return
     if arguments.bundle is None:
         parser.error("name a bundle, or --table")
-    measured, recorded = measure_bundle(arguments.bundle), read_json(arguments.bundle / "bundle.json").get("memory", {})
+    measured, info = measure_bundle(arguments.bundle), read_json(arguments.bundle / "bundle.json")
+    recorded = {group: info.get(group, {}) for group in measured}
     print(constants_table(measured, recorded))
     if arguments.write:
         write(arguments.bundle, measured)
@@ -50,7 +51,7 @@ def main() -> None:
 def constants_table(measured: Mapping[str, Any], recorded: Mapping[str, Any]) -> str:
     """Markdown: every constant as measured and as bundle.json holds it."""
     held = dict(_flatten(recorded))
-    lines = ["| constant, bytes | measured | in bundle.json |", "|---|---|---|"]
+    lines = ["| constant | measured | in bundle.json |", "|---|---|---|"]
     lines += [f"| {name} | {value} | {held.get(name, '')} |" for name, value in _flatten(measured)]
     return "\n".join(lines)
 
@@ -66,11 +67,11 @@ def _flatten(constants: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[s
 def write(directory: Path, constants: Mapping[str, Any]) -> None:
     """Put the constants into bundle.json, behind the sizes; the file is replaced whole or not at all."""
     info = read_json(directory / "bundle.json")
-    info.pop("memory", None)
+    info = {name: value for name, value in info.items() if name not in constants}
     names = list(info)
     place = max(names.index(name) + 1 for name in ("name", "process_size", "least_scale") if name in info)
     items = list(info.items())
-    ordered = dict([*items[:place], ("memory", constants), *items[place:]])
+    ordered = dict([*items[:place], *constants.items(), *items[place:]])
     with tempfile.TemporaryDirectory(prefix=".memory-", dir=directory) as folder:
         path = Path(folder) / "bundle.json"
         path.write_text(json.dumps(ordered, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

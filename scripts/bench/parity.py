@@ -1,8 +1,6 @@
 """How far this code is from upstream's recorded outputs: `.venv/bin/python -m scripts.bench.parity`."""
 
 import argparse
-import contextlib
-import io
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,8 +45,7 @@ def compare(seesr: SeeSR) -> Iterator[tuple[str, Tensor, Tensor]]:
 
 def main() -> None:
     argparse.ArgumentParser(description=__doc__).parse_args()
-    no_progress_bars = contextlib.redirect_stdout(io.StringIO())
-    with tempfile.TemporaryDirectory() as folder, torch.inference_mode(), no_progress_bars:
+    with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         seesr = SeeSR.load(convert_golden(Path(folder) / "bundle"), device="cpu")
         rows = list(compare(seesr))
     print(f"{'compared':40} {'max error':>10} {'of values to':>12}")

@@ -15,7 +15,7 @@ from transformers import CLIPTokenizer
 from ram.model import Ram, RamConfig
 from ram.tagger import Tagger
 from scripts import bundle_writer
-from scripts.dry_run import measure_memory
+from scripts.dry_run import measure
 from seesr import bundle
 
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
@@ -64,6 +64,8 @@ def build(device: str = "meta", dtype: torch.dtype = torch.float16) -> bundle.Co
     unet = fill(bundle.build_empty(lambda: bundle.build_unet(UNET, ram.token_dim)))
     controlnet = fill(bundle.build_empty(lambda: bundle.build_controlnet(CONTROLNET, ram.token_dim)))
     vae = fill(bundle.build_empty(lambda: bundle.build_vae(VAE)))
+    tagger = fill(bundle.build_empty(lambda: Ram(ram)))
+    constants = measure(unet, controlnet, vae, tagger)
     scheduler: Any = DDPMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", timestep_spacing="trailing"
     )
@@ -74,14 +76,15 @@ def build(device: str = "meta", dtype: torch.dtype = torch.float16) -> bundle.Co
         text_encoder=fill(bundle.build_empty(lambda: bundle.build_text_encoder(TEXT_ENCODER))),
         tokenizer=CLIPTokenizer.from_pretrained(TOKENIZER, local_files_only=True),
         tagger=Tagger(
-            fill(bundle.build_empty(lambda: Ram(ram))),
+            tagger,
             [f"tag {number}" for number in range(ram.tags)],
             torch.full((ram.tags,), 2.0),  # no tag reaches this
         ),
         scheduler=scheduler,
         name="the real structure with random weights",
         process_size=512,
-        memory=measure_memory(unet, controlnet, vae, ram.token_dim),
+        memory=constants["memory"],
+        flops=constants["flops"],
     )
 
 

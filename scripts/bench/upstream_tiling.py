@@ -24,7 +24,7 @@ from seesr.settings import Settings
 from seesr.sizes import Size
 from seesr.tiling import TileGrid, blend_weights
 from seesr.vae import vae_scale_factor
-from seesr.vae.tiling import Direction, Span
+from seesr.vae.tiling import Direction, Report, Span
 from seesr.vae.upsampling import SubpixelUpsample
 
 from diffusers.models.controlnets.controlnet import ControlNetConditioningEmbedding
@@ -62,7 +62,9 @@ class RepeatedEmbedding(ControlNetConditioningEmbedding):
 class BoxCodec(LatentCodec):
     """The VAE in upstream's boxes."""
 
-    def run_vae(self, direction: Direction, source: Tensor, plan: VaeTilePlan) -> Tensor:
+    def run_vae(
+        self, direction: Direction, source: Tensor, plan: VaeTilePlan, report: Report = lambda _: None
+    ) -> Tensor:
         vae, factor = self.vae, vae_scale_factor(self.vae)
         source = source.to(vae.dtype)
         if direction == "encode":

@@ -4,4 +4,4 @@
 from seesr.images.color import is_grayscale
 from seesr.images.pixels import from_pixels, resize, to_image, to_tensor
 from seesr.images.read import MAX_BYTES, MAX_PIXELS, OpenedImage, open_image
-from seesr.images.write import check_output, save_image
+from seesr.images.write import open_checked, save_image

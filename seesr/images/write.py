@@ -8,10 +8,11 @@ from typing import Any
 
 from PIL import Image
 
+from seesr import sizes
 from seesr.images.color import from_srgb
 from seesr.images.pixels import resize
 from seesr.images.png import write_png
-from seesr.images.read import OpenedImage
+from seesr.images.read import OpenedImage, open_image
 from seesr.settings import OutputFormat, Settings
 from seesr.sizes import Size
 
@@ -21,7 +22,16 @@ MAX_SIDE: dict[OutputFormat, int] = {"png": 2**31 - 1, "webp": 16383, "jpg": 655
 JPEG_MAX_EXIF = 65500  # bytes of EXIF that fit into one JPEG segment
 
 
-def check_output(size: Size, settings: Settings) -> None:
+def open_checked(path: str | Path, settings: Settings) -> OpenedImage:
+    """Open an image. Raises ValueError if its result would be too large for the model or for its format."""
+    opened = open_image(path)
+    size = (opened.rgb.height, opened.rgb.width)
+    scale = sizes.scale_of(size, settings.scale_factor, settings.target_long_side)
+    _check_output(sizes.working_size(size, scale, process_size=1)[0], settings)
+    return opened
+
+
+def _check_output(size: Size, settings: Settings) -> None:
     """Raise ValueError if settings.output_format cannot hold a result of `size` (height, width)."""
     kind, limit = settings.output_format, MAX_SIDE[settings.output_format]
     if max(size) > limit:
@@ -33,10 +43,10 @@ def save_image(opened: OpenedImage, result: Image.Image, path: str | Path, setti
     """Write `result`, an RGB image in sRGB of any size, to `path` as settings.output_format.
 
     The file gets the alpha, greyness, colour profile and EXIF of `opened`. It appears whole or not at all. JPEG has no
-    alpha: transparent parts become white, and a warning is logged. Raises ValueError as check_output does.
+    alpha: transparent parts become white, and a warning is logged. Raises ValueError if the format has no such sides.
     """
     kind, quality = settings.output_format, settings.output_quality
-    check_output((result.height, result.width), settings)
+    _check_output((result.height, result.width), settings)
     image, icc = from_srgb(result, opened.icc, opened.grey)
     if opened.alpha is not None:
         image = _with_alpha(image, opened.alpha, kind)

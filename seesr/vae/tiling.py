@@ -23,6 +23,7 @@ from seesr.vae.upsampling import upsample
 
 Direction = Literal["encode", "decode"]
 Span = tuple[int, int]
+Report = Callable[[float], None]  # called with the share of the tiles' work that is done, in [0, 1]
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,9 @@ class Tile:
 TileCoroutine = Generator[Callable[[], Statistics], Statistics, Tile]
 
 
-def encode(vae: Any, image: Tensor, tile: int = 0, stats_tiles: int | None = None) -> Tensor:
+def encode(
+    vae: Any, image: Tensor, tile: int = 0, stats_tiles: int | None = None, report: Report = lambda _: None
+) -> Tensor:
     """(B, 3, H, W) in [-1, 1] -> posterior moments (B, 2C, h, w): mean and log variance, in the VAE's dtype
 
     `tile` is in latent pixels; 0, or a tile that holds the latent, means no tiles. At most `stats_tiles` tiles decide
@@ -71,14 +74,16 @@ def encode(vae: Any, image: Tensor, tile: int = 0, stats_tiles: int | None = Non
         moments = _untiled(encoder, image)
     else:
         hidden = image.new_empty(image.shape[0], vae.config["block_out_channels"][-1], *size)
-        _run_tiles(lambda interior: start_tile(vae, "encode", image, interior), hidden, size, tile, stats_tiles)
+        _run_tiles(vae, "encode", image, hidden, size, tile, stats_tiles, report)
         hidden = mid_block(encoder.mid_block, hidden)
         hidden = F.silu(encoder.conv_norm_out(hidden), inplace=True)
         moments = encoder.conv_out(hidden)
     return moments if vae.quant_conv is None else vae.quant_conv(moments)
 
 
-def decode(vae: Any, latent: Tensor, tile: int = 0, stats_tiles: int | None = None) -> Tensor:
+def decode(
+    vae: Any, latent: Tensor, tile: int = 0, stats_tiles: int | None = None, report: Report = lambda _: None
+) -> Tensor:
     """(B, C, h, w), unscaled -> (B, 3, H, W) in about [-1, 1], in the VAE's dtype; the rest as for `encode`"""
     decoder, factor = vae.decoder, vae_scale_factor(vae)
     latent = latent if vae.post_quant_conv is None else vae.post_quant_conv(latent)
@@ -87,7 +92,7 @@ def decode(vae: Any, latent: Tensor, tile: int = 0, stats_tiles: int | None = No
         return _untiled(decoder, latent)
     hidden = mid_block(decoder.mid_block, decoder.conv_in(latent))
     result = latent.new_empty(latent.shape[0], 3, size[0] * factor, size[1] * factor)
-    _run_tiles(lambda interior: start_tile(vae, "decode", hidden, interior), result, size, tile, stats_tiles)
+    _run_tiles(vae, "decode", hidden, result, size, tile, stats_tiles, report)
     return result
 
 
@@ -151,25 +156,48 @@ def _resnet(block: Any, tile: Tile, dtype: torch.dtype) -> TileCoroutine:
 
 
 def _run_tiles(
-    start: Callable[[tuple[Span, Span]], TileCoroutine], result: Tensor, size: Size, tile: int, stats_tiles: int | None
+    vae: Any,
+    direction: Direction,
+    source: Tensor,
+    result: Tensor,
+    size: Size,
+    tile: int,
+    stats_tiles: int | None,
+    report: Report,
 ) -> None:
     """Run all tiles of a latent of `size`, `stats_tiles` of them in lockstep; paste their interiors into `result`."""
     rows, columns = (split_evenly(length, tile) for length in size)
     interiors = list(itertools.product(rows, columns))
     sample = sample_tiles(len(rows), len(columns), stats_tiles)
     collected: list[Statistics] = []
-    for done in run_lockstep([start(interiors[number]) for number in sample], collected):
-        done.paste(result)
+    layers = layers_of(vae, direction)
+    stops = len(interiors) * (layers.count("conv") - layers.count("up") + (direction == "decode"))
+    done = itertools.count(1)
+
+    def start(number: int) -> TileCoroutine:
+        return start_tile(vae, direction, source, interiors[number])
+
+    def stopped() -> None:
+        report(next(done) / stops)
+
+    for finished in run_lockstep([start(number) for number in sample], collected, stopped):
+        finished.paste(result)
     for number in sorted(set(range(len(interiors))) - set(sample)):
-        run_with_stats(start(interiors[number]), collected).paste(result)
+        run_with_stats(start(number), collected, stopped).paste(result)
 
 
-def run_lockstep(tiles: list[TileCoroutine], collected: list[Statistics]) -> Iterator[Tile]:
-    """Run all tiles from one GroupNorm to the next; append the merged statistics of each to `collected`."""
+def run_lockstep(
+    tiles: list[TileCoroutine], collected: list[Statistics], stopped: Callable[[], None]
+) -> Iterator[Tile]:
+    """Run all tiles from one GroupNorm to the next; append the merged statistics of each to `collected`.
+
+    `stopped` is called when a tile has come to a GroupNorm or to its end.
+    """
     while True:
         waiting = []
         for tile in tiles:
             found = resume(tile, collected[-1] if collected else None)
+            stopped()
             if isinstance(found, Tile):
                 yield found
             else:
@@ -179,11 +207,13 @@ def run_lockstep(tiles: list[TileCoroutine], collected: list[Statistics]) -> Ite
         collected.append(merge_stats(waiting))
 
 
-def run_with_stats(tile: TileCoroutine, collected: list[Statistics]) -> Tile:
-    """Run one tile to its end with the statistics of other tiles."""
+def run_with_stats(tile: TileCoroutine, collected: list[Statistics], stopped: Callable[[], None]) -> Tile:
+    """Run one tile to its end with the statistics of other tiles; `stopped` as for `run_lockstep`."""
     found = resume(tile, None)
+    stopped()
     for statistics in collected:
         found = resume(tile, statistics)
+        stopped()
     assert isinstance(found, Tile)
     return found
 

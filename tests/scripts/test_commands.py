@@ -1,5 +1,6 @@
 """The commands as a newcomer runs them: from any folder, with messages of one line and no warnings of libraries."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -10,13 +11,14 @@ import pytest
 from PIL import Image
 
 from scripts.cog_server import CogServer, schema
+from scripts.predict import MAX_FILE, read_answer, read_inputs
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "examples/animal.jpg"
 PROGRAMS = [path for path in sorted((ROOT / "scripts").rglob("*.py")) if "__main__" in path.read_text()]
 ECHO = """
 from typing import Optional
-from cog import BasePredictor, Input
+from cog import BasePredictor, Input, Path
 
 class Inputs:
     text = Input(description="A text.")
@@ -35,6 +37,10 @@ class Inline(BasePredictor):
                 mode: str = Input(default="a", choices=["a", "b"], description="A mode."),
                 seed: Optional[int] = Input(default=None, ge=0, description="A seed.")) -> str:
         return f"{text} {steps} {mode} {seed}"
+
+class Lengths(BasePredictor):
+    def predict(self, file: Path = Input(description="A file.")) -> list[int]:
+        return [file.stat().st_size] * 2
 """
 
 
@@ -61,18 +67,52 @@ def test_predict_writes_the_image_and_prints_where(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_predict_reports_as_json_and_takes_the_format_from_the_name(tmp_path: Path) -> None:
+    small = Image.open(EXAMPLE).reduce(4)
+    small.save(tmp_path / "small.png")
+    inputs = ["-i", "image=@~/small.png", "-i", "num_inference_steps=1", "-i", "seed=7"]
+    done = predict(*inputs, "-o", "out.webp", "--json", cwd=tmp_path, HOME=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    result, report = Image.open(tmp_path / "out.webp"), json.loads(done.stdout)
+    assert result.format == "WEBP"
+    assert [report.pop(name) for name in ("output", "width", "height")] == ["out.webp", *result.size]
+    assert report.pop("bytes") == (tmp_path / "out.webp").stat().st_size
+    metrics = report.pop("metrics")
+    assert metrics["seed"] == 7
+    assert {"tag", "denoise", "file"} <= metrics["seconds"].keys()
+    assert report.pop("seconds") > metrics["predict_time"]
+    assert report == {}
+
+
 @pytest.mark.parametrize(
-    ("inputs", "sentence"),
+    ("arguments", "sentence"),
     [
-        (["-i", "num_inference_steps=9"], "predict: num_inference_steps: 9 is greater than the maximum of 4"),
-        (["-i", "seed=9223372036854775808"], "seed must be between 0 and 9223372036854775807"),
-        (["-i", "wrong=1"], "there is no input 'wrong'"),
+        (["-o", "out.webp", "-i", "output_format=png"], "-o out.webp asks for webp, but output_format is png: change"),
+        (["-o", "out.gif"], "-o must end in .png, .webp, .jpg, .jpeg, got out.gif"),
+        (["-o", "."], "-o must name a file, got the folder .; name a file in it, such as out.png"),
+        (["-o", "results/"], "-o must name a file, got the folder results/; name a file in it"),
+        (["-o", "/dev/null"], "-o must name a file, got the device /dev/null; name another"),
+        (["-o", "nowhere/out.png"], "a folder that can be written, got nowhere (No such file or directory); make it"),
+        (["-o", "/proc/out.png"], "the result needs a folder that can be written, got /proc ("),
+        (["-i", "wrong=1"], "there is no input 'wrong'; the inputs are image, "),
     ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_a_refused_input_ends_with_the_server_s_message(tmp_path: Path, inputs: list[str], sentence: str) -> None:
-    done = predict("-i", f"image=@{EXAMPLE}", *inputs, "-o", "out.png", cwd=tmp_path)
+def test_a_fault_is_named_before_the_server_starts(tmp_path: Path, arguments: list[str], sentence: str) -> None:
+    done = predict("-i", f"image=@{EXAMPLE}", *arguments, cwd=tmp_path)
     assert done.returncode == 1
-    assert sentence in done.stderr.splitlines()[-1]
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("predict: ")
+    assert sentence in line
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_refused_input_ends_with_the_server_s_message(tmp_path: Path) -> None:
+    done = predict("-i", f"image=@{EXAMPLE}", "-i", "num_inference_steps=9", "-o", "out.png", cwd=tmp_path)
+    assert done.returncode == 1
+    message = "predict: num_inference_steps: 9 is greater than the maximum of 4"
+    assert done.stderr.splitlines()[-1].startswith(message)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -110,11 +150,26 @@ def test_the_server_runs_any_predictor_and_leaves_nothing(tmp_path: Path) -> Non
         assert folder.is_dir()
         status, answer = server.predict(text="hello", seed=0)
         assert (status, answer["output"]) == (200, "hello 2 a 0")
+        with pytest.raises(RuntimeError, match="the predictor must return one file, got 'hello 2 a 0'"):
+            read_answer(status, answer)
         assert server.predict(text="hello", steps=5)[0] == 422
         assert not any("Warning" in line for line in server.lines)
     assert not folder.exists()
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+@pytest.mark.slow
+def test_the_largest_file_fits_into_a_request_and_several_results_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "echo.py").write_text(ECHO)
+    with (tmp_path / "large.tif").open("wb") as file:
+        file.truncate(MAX_FILE)
+    inputs = read_inputs([f"file=@{file.name}"], schema(tmp_path, "echo.py:Lengths"))
+    with CogServer(tmp_path, "echo.py:Lengths") as server:
+        status, answer = server.predict(**inputs)
+    assert (status, answer["output"]) == (200, [MAX_FILE] * 2)
+    with pytest.raises(RuntimeError, match="the predictor must return one file, got a list of 2; call its HTTP API"):
+        read_answer(status, answer)
 
 
 def test_a_predictor_that_cannot_be_read_is_named(tmp_path: Path) -> None:
@@ -129,7 +184,7 @@ def test_a_predictor_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 def test_setup_refuses_an_unknown_kind(tmp_path: Path) -> None:
     done = run(ROOT / "scripts/setup", "everything", cwd=tmp_path)
     assert done.returncode == 2
-    assert done.stderr == "setup: takes run, dev or eval, got 'everything'\n"
+    assert done.stderr == "setup: takes run, deploy, dev or eval, got 'everything'\n"
 
 
 def test_setup_refuses_an_unsupported_python(tmp_path: Path) -> None:
