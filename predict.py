@@ -35,8 +35,8 @@ class Inputs:
     latent_tiled_overlap = Input(default=0, ge=0, le=240, description="Overlap of the tiles in latent pixels. 0 takes an eighth of the tile; at most half of the tile is used.")
     color_fix = Input(default="wavelet", choices=["wavelet", "dwt", "adain", "none"], description="How the input's colours are restored: wavelet (as the reference does), dwt (the same by an orthogonal wavelet), adain (mean and contrast per channel), none.")
     seed = Input(default=None, ge=0, le=9007199254740991, description="The same seed gives the same image. Empty draws a seed and reports it.")
-    output_format = Input(default="png", choices=["png", "webp", "jpg"], description="File format of the result. jpg has no transparency.")
-    output_quality = Input(default=95, ge=1, le=100, description="Quality of webp and jpg; png is lossless.")
+    output_format = Input(default="png", choices=["png", "webp", "jpg", "tiff"], description="File format of the result. png and tiff keep 16 bits per channel; jpg has no transparency.")
+    output_quality = Input(default=95, ge=1, le=100, description="Quality of webp and jpg; png and tiff are lossless.")
     use_kds = Input(default=False, description="Kernel density steering: denoise num_particles times with different noise, steer the particles to where most agree, and keep the most central one. Steadier between seeds. Denoising takes num_particles times as long.")
     num_particles = Input(default=4, ge=1, le=16, description="Number of particles of use_kds. Each costs one more denoising.")
     bandwidth = Input(default=0.6, ge=0.1, le=0.8, description="How alike particles must be for use_kds to average them: 0.1 leaves each nearly unchanged, 0.8 nearly averages all.")
@@ -104,10 +104,10 @@ class Predictor(BasePredictor):
     def _upscale_one(self, file: Path, settings: Settings, folder: FilePath, number: int, bar: Any) -> Path:
         from seesr import images, memory
         opened = images.open_checked(file, settings)
-        result = self.seesr.upscale(opened.rgb, settings, on_progress=bar)
+        result = self.seesr.upscale(opened, settings, on_progress=bar)
         name = f"output-{number + 1}" if number else "output"
         path, start = folder / f"{name}.{settings.output_format}", time.perf_counter()
-        memory.retry_on_oom("file", lambda: images.save_image(opened, result.image, path, settings))
+        memory.retry_on_oom("file", lambda: images.save_image(opened, result, path, settings))
         result.timings["file"] = time.perf_counter() - start
         bar.finish_image()
         logging.info("Seed %d, %d tiles, %.2f s in all.", result.seed, result.tiles, sum(result.timings.values()))

@@ -1,5 +1,6 @@
 """Write a bundle whole or not at all: the counterpart of seesr.bundle.load."""
 
+import hashlib
 import json
 import os
 import re
@@ -59,8 +60,8 @@ class BundleWriter:
         path.chmod(0o644)
 
     def info(self, info: Mapping[str, Any]) -> None:
-        """bundle.json, with the constants of what was written so far: call it last."""
-        self.json("bundle.json", {**info, **measure_bundle(self._temporary)})
+        """bundle.json, with the constants and the sha256 of all that was written so far: call it last."""
+        self.json("bundle.json", {**info, **measure_bundle(self._temporary), "files": hash_files(self._temporary)})
 
     def json(self, name: str, value: Mapping[str, Any]) -> None:
         """A JSON file."""
@@ -110,6 +111,18 @@ def to_seesr_key(key: str) -> str:
     """Our name -> stored name; the exact inverse of seesr.image_attention.from_seesr_key."""
     name = r"\.attentions\.(\d+)\.(text|image)\."
     return re.sub(name, lambda m: f".{'image_' if m[2] == 'image' else ''}attentions.{m[1]}.", key)
+
+
+def sha256(path: Path) -> str:
+    """The hash of a file, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_files(directory: Path) -> dict[str, str]:
+    """Name -> sha256 of every file of a bundle directory but bundle.json."""
+    paths = sorted(path for path in directory.rglob("*") if path.is_file() and path.name != "bundle.json")
+    return {path.relative_to(directory).as_posix(): sha256(path) for path in paths}
 
 
 def measure_bundle(directory: Path) -> dict[str, Any]:

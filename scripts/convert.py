@@ -6,7 +6,6 @@ need under 8 GB of RAM.
 """
 
 import argparse
-import hashlib
 import math
 import re
 import signal
@@ -23,7 +22,7 @@ from torch import Tensor
 from transformers import CLIPTextModel
 
 from ram.model import Ram, RamConfig
-from scripts.bundle_writer import BundleWriter
+from scripts.bundle_writer import BundleWriter, sha256
 from scripts.ram_keys import DROPPED, from_upstream, merge_dape
 from seesr import bundle
 from seesr.image_attention import from_seesr_key
@@ -103,9 +102,9 @@ def convert(
                 "kind": "seesr-turbo",
                 "process_size": process_size,
                 "dtype": str(dtype).removeprefix("torch."),
-                "created_from": {path.name: _sha256(path) for path in (ram, dape, tags, thresholds)}
-                | {str(path.relative_to(sd_turbo)): _sha256(path) for path in sources[:3]}
-                | {f"seesr/{path.relative_to(seesr)}": _sha256(path) for path in sources[3:5]},
+                "created_from": {path.name: sha256(path) for path in (ram, dape, tags, thresholds)}
+                | {str(path.relative_to(sd_turbo)): sha256(path) for path in sources[:3]}
+                | {f"seesr/{path.relative_to(seesr)}": sha256(path) for path in sources[3:5]},
                 "licences": LICENCES,
             },
         )
@@ -259,11 +258,6 @@ def _text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise RuntimeError(MISSING.format(path)) from None
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 if __name__ == "__main__":

@@ -121,6 +121,7 @@ def retry_on_oom(stage: str, work: Callable[[], T], shrink: Callable[[], bool] =
             log.warning("Out of memory in the %s stage: freed cached memory, trying once more.", stage)
 
 
+@dataclass(frozen=True)
 class MemoryModel:
     """Predicts the device memory of an upscale, in bytes, from the constants of bundle.json for the VAE's dtype.
 
@@ -129,19 +130,27 @@ class MemoryModel:
     three coefficients of what a waiting tile holds and three of what a running one needs (see `_tile_bytes`).
     """
 
-    def __init__(self, controlnet: Any, vae: Any, constants: Mapping[str, Any]) -> None:
-        self.constants = constants
-        self.vae_scale_factor = vae_scale_factor(vae)
-        self.itemsize: int = vae.dtype.itemsize
-        self._channels: int = vae.config["latent_channels"]
-        self._width: int = vae.config["block_out_channels"][-1]
-        self._embedding_bytes: int = controlnet.config["block_out_channels"][0] * self.itemsize
-        self._encoder_layers = tiling.layers_of(vae, "encode")
+    constants: Mapping[str, Any]
+    vae_scale_factor: int
+    itemsize: int
+    """Of the VAE's dtype."""
+    latent_channels: int
+    vae_width: int
+    controlnet_width: int
+    """Channels of the VAE's middle block and of the control image's embedding."""
+    encoder_layers: tuple[str, ...]
+
+    @classmethod
+    def of(cls, controlnet: Any, vae: Any, constants: Mapping[str, Any]) -> "MemoryModel":
+        """For networks of seesr.bundle."""
+        channels, width = vae.config["latent_channels"], vae.config["block_out_channels"][-1]
+        embedding, layers = controlnet.config["block_out_channels"][0], tuple(tiling.layers_of(vae, "encode"))
+        return cls(constants, vae_scale_factor(vae), vae.dtype.itemsize, channels, width, embedding, layers)
 
     def peaks(self, size: Size, settings: Settings, plan: TilePlan) -> dict[str, int]:
         """Bytes beside the weights at each stage's peak, for a padded working image of `size`."""
         latent = (size[0] // self.vae_scale_factor, size[1] // self.vae_scale_factor)
-        image, state = 12 * size[0] * size[1], 4 * self._channels * latent[0] * latent[1]
+        image, state = 12 * size[0] * size[1], 4 * self.latent_channels * latent[0] * latent[1]
         particles = settings.particles
         noise = (settings.num_inference_steps + 1) * state * particles
         reduced = plan.encode_size(latent)
@@ -182,7 +191,7 @@ class MemoryModel:
         batch = min(plan.tile_batch, len(grid) * settings.particles) * settings.branches
         cached = len(grid) if settings.num_inference_steps > 1 else 1
         running = max(area * constants["embedding"], constants["states"] + area * batch * constants["networks"])
-        return int(self._embedding_bytes * area * cached + running)
+        return int(self.controlnet_width * self.itemsize * area * cached + running)
 
     def _vae(self, direction: tiling.Direction, latent: Size, plan: VaeTilePlan) -> int:
         """Encode or decode, with its input in the VAE's dtype and its result in float32."""
@@ -200,7 +209,7 @@ class MemoryModel:
             waiting * mean * _tile_bytes(row[:3], height, width) + most * _tile_bytes(row[3:], height, width)
             for row in constants["tiles"]
         )
-        tiles += self._width * self.itemsize * area
+        tiles += self.vae_width * self.itemsize * area
         sampled = area > FULL_ATTENTION_MAX_PIXELS
         mid_block = constants["mid_block_sampled" if sampled else "mid_block"] * area
         result = values * self.itemsize if direction == "decode" else 0
@@ -213,9 +222,9 @@ class MemoryModel:
         for length in size:
             spans = [(a * factor, b * factor) for a, b in tiling.split_evenly(length, tile)]
             length *= factor
-            read = [b - a for a, b in (tiling.receptive_field(span, length, self._encoder_layers) for span in spans)]
+            read = [b - a for a, b in (tiling.receptive_field(span, length, self.encoder_layers) for span in spans)]
             inner = (length, length + spans[0][1])
-            start, stop = tiling.receptive_field(inner, 3 * length, self._encoder_layers)
+            start, stop = tiling.receptive_field(inner, 3 * length, self.encoder_layers)
             mean *= sum(read) / len(read) / (stop - start)
             most *= max(read) / (stop - start)
         return mean, most

@@ -26,6 +26,7 @@ from seesr.tiling import TileGrid
 from seesr.vae import vae_scale_factor
 
 if TYPE_CHECKING:
+    import numpy as np
     from PIL import Image
 
 log = logging.getLogger(__name__)
@@ -33,7 +34,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Result:
-    """One upscale: RGB `image`, seconds per stage, `tiles` per step; `recoveries` counts what ran again, and why."""
+    """One upscale: seconds per stage, `tiles` per step; `recoveries` counts what ran again, and why.
+
+    `image` is RGB with 8 bits. `pixels` (H, W, 3) uint16 is there where the input and the output format have 16.
+    """
 
     image: "Image.Image"
     tags: list[str]
@@ -43,6 +47,7 @@ class Result:
     tiles: int
     plan: TilePlan
     recoveries: dict[str, int]
+    pixels: "np.ndarray | None" = None
 
     def metrics(self) -> dict[str, Any]:
         """The metrics of a prediction, ready for JSON."""
@@ -65,7 +70,7 @@ class SeeSR:
         self.prompts = PromptEncoder(components.tokenizer, components.text_encoder)
         self.codec = LatentCodec(components.vae)
         self.denoiser = Denoiser(components.controlnet, components.unet, self.schedule, self.vae_scale_factor)
-        self.memory = MemoryModel(components.controlnet, components.vae, components.memory_constants)
+        self.memory = MemoryModel.of(components.controlnet, components.vae, components.memory_constants)
 
     @classmethod
     def load(
@@ -90,41 +95,46 @@ class SeeSR:
     @torch.inference_mode()
     def upscale(
         self,
-        image: "Image.Image",
+        image: "Image.Image | images.OpenedImage",
         settings: Settings,
         noise: Noise | None = None,
         on_progress: OnProgress | None = None,
     ) -> Result:
-        """An RGB image of any size -> the same image, larger by exactly the scale of `settings`, halves rounded up.
+        """An image of any size -> the same image, larger by exactly the scale of `settings`, halves rounded up.
 
         The tagger sees the input itself. The working image is the input resized once, with its short side at least the
         bundle's process size, and padded by its edge pixels to multiples of the VAE's scale factor.
         """
         settings = replace(settings, seed=secrets.randbits(32) if settings.seed is None else settings.seed)
         assert settings.seed is not None
-        image = image.convert("RGB")
+        opened = image if isinstance(image, images.OpenedImage) else images.OpenedImage(image.convert("RGB"))
+        image, source = opened.rgb, opened.rgb if opened.pixels is None else opened.pixels
         size = (image.height, image.width)
         scale = sizes.scale_of(size, settings.scale_factor, settings.target_long_side)
-        target, working, padded = self.sizes(size, scale)
+        target, working, _ = self.sizes(size, scale)
+        flat, process_size = images.flat_sides(source), self.components.process_size
+        padded, (top, left) = sizes.place(working, flat, process_size, self.vae_scale_factor)
+        inside = (..., slice(top, top + working[0]), slice(left, left + working[1]))
         context = self._context(settings, noise, padded, on_progress)
         tags, tokens = context.stage("tag", lambda: self.tag(image))
         log.info("Tags: %s", ", ".join(tags) or "(none)")
         prompt = self.prompts.compose(tags, settings.user_prompt, settings.positive_prompt)
         text, negative_text = context.stage("text", lambda: (self.encode_text(prompt), self._negative_text(settings)))
         conditioning = Conditioning(text, tokens, negative_text)
-        control_image = context.stage("resize", lambda: self._control_image(image, working, padded))
+        control_image = context.stage("resize", lambda: self._control_image(source, working, padded, (top, left)))
         latents = context.stage("encode", lambda: self.codec.prepare_latents(control_image, self.schedule, context))
         latent = context.stage("denoise", lambda: self.denoiser.denoise(latents, control_image, conditioning, context))
-        result = context.stage("decode", lambda: self.codec.decode(latent, context)[:, :, : working[0], : working[1]])
-        source = control_image[:, :, : working[0], : working[1]]
-        result = context.stage("color", lambda: match_color(result, source, settings.color_fix, context.plan.strip))
-        if settings.fidelity != NEUTRAL_FIDELITY:
-            result = context.stage("color", lambda: set_fidelity(result, source, settings.fidelity, context.plan.strip))
-        upscaled = context.stage("resize", lambda: images.resize(images.to_image(result), target))
-        if settings.color_fix != "none" and images.is_grayscale(image):
-            upscaled = upscaled.convert("L").convert("RGB")
+        result = context.stage("decode", lambda: self.codec.decode(latent, context)[inside])
+        control = control_image[inside]
+        fix, fidelity = settings.color_fix, settings.fidelity
+        result = context.stage("color", lambda: match_color(result, control, fix, context.plan.strip))
+        if fidelity != NEUTRAL_FIDELITY:
+            result = context.stage("color", lambda: set_fidelity(result, control, fidelity, context.plan.strip))
+        grey = fix != "none" and images.is_grayscale(image)
+        deep = opened.pixels is not None and settings.output_format in images.DEEP_FORMATS
+        upscaled, pixels = context.stage("resize", lambda: images.to_result(result, target, grey, deep))
         tiles, recoveries = len(context.plan.grid(context.latent_size)), dict(context.recoveries)
-        return Result(upscaled, tags, prompt, settings.seed, context.timings, tiles, context.plan, recoveries)
+        return Result(upscaled, tags, prompt, settings.seed, context.timings, tiles, context.plan, recoveries, pixels)
 
     def tag(self, image: "Image.Image") -> tuple[list[str], Tensor]:
         """RGB image -> its tags, and the image tokens (1, L, D)"""
@@ -194,8 +204,9 @@ class SeeSR:
 
     def warm_up(self) -> None:
         """Upscale one tile, so that the first request does not wait for kernels to load."""
-        side = sizes.MIN_TILE * self.vae_scale_factor // 8
-        gradient = images.to_image(torch.linspace(0, 1, 3 * side * side).view(1, 3, side, side))
+        ramp = torch.linspace(0, 1, sizes.MIN_TILE * self.vae_scale_factor // 8)
+        slope = (ramp[:, None] + ramp) / 2
+        gradient = images.to_image(torch.stack([slope, slope / 2, 1 - slope])[None])
         self.upscale(gradient, Settings(num_inference_steps=2, scale_factor=8, seed=0))
 
     def _context(
@@ -210,8 +221,11 @@ class SeeSR:
     def _negative_text(self, settings: Settings) -> Tensor | None:
         return self.encode_text(settings.negative_prompt) if settings.cfg_scale > 1 else None
 
-    def _control_image(self, image: "Image.Image", working: Size, padded: Size) -> Tensor:
-        """The working image (1, 3, H, W) in [0, 1], extended right and down by its edge pixels to `padded`."""
+    def _control_image(
+        self, image: "Image.Image | np.ndarray", working: Size, padded: Size, corner: tuple[int, int]
+    ) -> Tensor:
+        """The working image (1, 3, H, W) in [0, 1] at `corner` (top, left), extended by its edge pixels to `padded`."""
         control_image = images.to_tensor(images.resize(image, working), self.device)
-        bottom, right = padded[0] - working[0], padded[1] - working[1]
-        return F.pad(control_image, (0, right, 0, bottom), mode="replicate") if bottom or right else control_image
+        (top, left), bottom, right = corner, padded[0] - working[0] - corner[0], padded[1] - working[1] - corner[1]
+        margins = (left, right, top, bottom)
+        return F.pad(control_image, margins, mode="replicate") if any(margins) else control_image

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 ColorFix = Literal["wavelet", "dwt", "adain", "none"]
-OutputFormat = Literal["png", "webp", "jpg"]
+OutputFormat = Literal["png", "webp", "jpg", "tiff"]
 StartPoint = Literal["lr", "noise"]
 
 NEUTRAL_FIDELITY = 0.5  # leaves the model's result unchanged

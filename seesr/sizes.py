@@ -13,6 +13,7 @@ SCALE_RANGE = (1, 8)  # of a request, by scale_factor or by target_long_side
 MIN_SCALE_MAX_PIXELS = 2048 * 2048  # the largest working image that a bundle's `least_scale` may ask for
 ENCODE_MAX_PIXELS = 256 * 256  # latent pixels above which the working image is encoded at a smaller size
 TILE_RANGE = (32, 480)  # the latent tiles that a request may ask for, in latent pixels
+FLAT_MARGIN = 4  # latent pixels added at a flat border: beyond them the networks' zero padding changes no colour
 MIN_TILE, TILE_MULTIPLE = 64, 8  # of an even grid: the training size of SD-Turbo and SeeSR; sides are multiples of 8
 
 
@@ -58,6 +59,15 @@ def padded_size(working: Size, process_size: int, vae_scale_factor: int) -> Size
     """Working size -> sides of at least `process_size`, rounded up to multiples of `vae_scale_factor`."""
     height, width = (-(-max(side, process_size) // vae_scale_factor) * vae_scale_factor for side in working)
     return height, width
+
+
+def place(
+    working: Size, flat: tuple[bool, bool, bool, bool], process_size: int, vae_scale_factor: int
+) -> tuple[Size, tuple[int, int]]:
+    """Working size -> padded size, with FLAT_MARGIN at each `flat` side (top, bottom, left, right), and (top, left)."""
+    top, bottom, left, right = (side * FLAT_MARGIN * vae_scale_factor for side in flat)
+    with_margins = (working[0] + top + bottom, working[1] + left + right)
+    return padded_size(with_margins, process_size, vae_scale_factor), (top, left)
 
 
 def encode_size(latent: Size) -> Size:

@@ -97,7 +97,7 @@ def test_defaults_are_the_settings_own(document: dict) -> None:
 def test_choices_are_the_settings_own(document: dict) -> None:
     schemas = document["components"]["schemas"]
     assert schemas["color_fix"]["enum"] == ["wavelet", "dwt", "adain", "none"]
-    assert schemas["output_format"]["enum"] == ["png", "webp", "jpg"]
+    assert schemas["output_format"]["enum"] == ["png", "webp", "jpg", "tiff"]
     assert document["components"]["schemas"]["Output"] == {"type": "string", "format": "uri", "title": "Output"}
 
 
@@ -200,7 +200,10 @@ def test_command_line_output_follows_the_schema(document: dict) -> None:
     schemas = document["components"]["schemas"]
     assert choose_format({}, "out.tif", {"components": {"schemas": schemas | formats}}) == {"output_format": "tiff"}
     assert choose_format({}, "out.gif", {"components": {"schemas": {"Input": {}}}}) == {}
-    for other, legal in ((schemas, r"\.png, \.webp, \.jpg, \.jpeg"), (schemas | formats, r"\.png, \.tiff, \.tif")):
+    for other, legal in (
+        (schemas, r"\.png, \.webp, \.jpg, \.tiff, \.jpeg, \.tif"),
+        (schemas | formats, r"\.png, \.tiff, \.tif"),
+    ):
         with pytest.raises(ValueError, match=f"-o must end in {legal}, got out.gif"):
             choose_format({}, "out.gif", {"components": {"schemas": other}})
 

@@ -269,7 +269,7 @@ def test_the_real_models_fit_a_card_of_16_gb(full_size: Components) -> None:
     """Up to 8192 x 8192 beside 4.2 GB of weights, by the memory model, with the T4's tiles; 2048 x 2048 exactly."""
     settings = Settings(num_inference_steps=4)
     wanted, free = TilePlan.wanted(hardware.GPUS["t4"], settings), int(0.9 * (15.5e9 - 4.2e9))
-    model = MemoryModel(full_size.controlnet, full_size.vae, full_size.memory_constants)
+    model = MemoryModel.of(full_size.controlnet, full_size.vae, full_size.memory_constants)
     for side in (2048, 4096, 8192):
         plan = model.fit((side, side), settings, wanted, free)
         assert max(model.peaks((side, side), settings, plan).values()) <= free

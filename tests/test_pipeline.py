@@ -3,9 +3,11 @@
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from seesr import hardware, images
@@ -153,3 +155,35 @@ def test_batch_size_changes_no_level(tiny: SeeSR) -> None:
     batched = SeeSR(tiny.components, replace(tiny.profile, tile_batch=5))
     one, five = (np.asarray(seesr.upscale(image, settings).image).astype(int) for seesr in (tiny, batched))
     assert np.abs(one - five).max() <= 1
+
+
+@pytest.mark.parametrize("colour", [(0, 255, 0), (255, 0, 0), (255, 255, 255), (30, 60, 200)])
+def test_a_flat_colour_is_right_to_the_border(tiny: SeeSR, colour: tuple[int, int, int]) -> None:
+    """Zero padding in the networks moved the outer lines by up to 37 levels."""
+    flat = Image.new("RGB", (40, 32), colour)
+    result = np.asarray(tiny.upscale(flat, Settings(num_inference_steps=1, seed=1)).image).astype(int)
+    assert result.shape == (128, 160, 3)
+    assert np.abs(result - np.array(colour)).max() <= 3
+
+
+def test_sixteen_bits_stay(tiny: SeeSR, tmp_path: Path) -> None:
+    """A smooth sky over 8 of 255 levels has no bands: its result has hundreds of levels, not 9."""
+    y, x = np.mgrid[0:48, 0:64]
+    sky = np.stack([20000 + 20 * y + 15 * x, 30000 + 30 * y + 8 * x, 40000 + 25 * y + 12 * x], 2).astype(np.uint16)
+    assert cv2.imwrite(str(tmp_path / "sky.png"), sky[:, :, ::-1])
+    opened = images.open_image(tmp_path / "sky.png")
+    assert opened.pixels is not None
+    assert np.array_equal(opened.pixels, sky)
+    for kind in ("png", "tiff"):
+        settings = Settings(num_inference_steps=1, scale_factor=2, seed=1, output_format=kind)
+        result = tiny.upscale(opened, settings)
+        images.save_image(opened, result, tmp_path / f"out.{kind}", settings)
+        written = cv2.imread(str(tmp_path / f"out.{kind}"), cv2.IMREAD_UNCHANGED)
+        assert written is not None
+        assert written.dtype == np.uint16
+        assert np.array_equal(written[:, :, ::-1], result.pixels)
+        wanted = cv2.resize(sky.astype(np.float32), (128, 96), interpolation=cv2.INTER_CUBIC)
+        assert np.abs(written[:, :, ::-1] - wanted).mean() / 257 < 1
+        assert len(np.unique(written[:, :, 0])) > 500
+    settings = Settings(num_inference_steps=1, scale_factor=2, seed=1, output_format="webp")
+    assert tiny.upscale(opened, settings).pixels is None

@@ -84,6 +84,19 @@ def test_padding_reaches_the_process_size_and_a_multiple_of_the_vae_scale_factor
     assert sizes.padded_size((64, 65), 64, 4) == (64, 68)
 
 
+@pytest.mark.parametrize(
+    ("flat", "padded", "corner"),
+    [
+        ((False, False, False, False), (128, 160), (0, 0)),
+        ((True, False, False, False), (160, 160), (32, 0)),
+        ((False, True, True, True), (160, 224), (0, 32)),
+        ((True, True, True, True), (192, 224), (32, 32)),
+    ],
+)
+def test_flat_sides_get_a_margin(flat: tuple, padded: tuple[int, int], corner: tuple[int, int]) -> None:
+    assert sizes.place((125, 160), flat, 64, 8) == (padded, corner)
+
+
 def test_a_large_image_is_encoded_at_a_smaller_size_of_the_same_aspect() -> None:
     assert sizes.encode_size((256, 256)) == (256, 256)
     assert sizes.encode_size((512, 512)) == (256, 256)

@@ -18,14 +18,11 @@ from typing import Any
 
 from scripts.bench import random_bundle
 from scripts.bundle_writer import measure_bundle
+from scripts.cost import plan_for_card
 from seesr import hardware
 from seesr.bundle import Components, read_json
-from seesr.memory import MemoryModel, TilePlan
+from seesr.memory import MemoryModel
 from seesr.settings import Settings
-from seesr.sizes import Size
-
-CUDA_CONTEXT = 0.5e9
-"""Bytes of a card that CUDA itself takes."""
 
 
 def main() -> None:
@@ -83,20 +80,9 @@ def weight_bytes(components: Components) -> int:
     return sum(p.numel() * p.itemsize for model in components.models for p in model.parameters())
 
 
-def plan_for_card(
-    model: MemoryModel, profile: hardware.Profile, weights: float, size: Size, settings: Settings
-) -> TilePlan:
-    """The plan that an empty card of `profile` runs with for a padded working image of `size`.
-
-    `weights` is in bytes. Raises ValueError if no tiles are small enough.
-    """
-    free = int(hardware.USABLE_SHARE * (profile.memory * 1e9 - weights - CUDA_CONTEXT)) if profile.memory else 2**62
-    return model.fit(size, settings, TilePlan.wanted(profile, settings), free)
-
-
 def card_table(components: Components) -> str:
     """Markdown: the largest stage of every card and size, at four steps."""
-    model = MemoryModel(components.controlnet, components.vae, components.memory_constants)
+    model = MemoryModel.of(components.controlnet, components.vae, components.memory_constants)
     weights, settings = weight_bytes(components), Settings(num_inference_steps=4)
     lines = ["| card | result | peak beside the weights, GB | stage | plan |", "|---|---|---|---|---|"]
     for profile in hardware.GPUS.values():

@@ -2,6 +2,6 @@
 
 # ruff: noqa: F401
 from seesr.images.color import is_grayscale
-from seesr.images.pixels import from_pixels, resize, to_image, to_tensor
+from seesr.images.pixels import flat_sides, from_pixels, resize, to_image, to_result, to_tensor
 from seesr.images.read import MAX_BYTES, MAX_PIXELS, OpenedImage, open_image
-from seesr.images.write import open_checked, save_image
+from seesr.images.write import DEEP_FORMATS, open_checked, save_image

@@ -1,25 +1,40 @@
-"""Write a result as PNG, WebP or JPEG."""
+"""Write a result as PNG, WebP, JPEG or TIFF, with all that its input carried and the format can hold."""
 
 import logging
 import os
 import tempfile
+import zlib
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO, Protocol
 
+import numpy as np
 from PIL import Image
 
 from seesr import sizes
-from seesr.images.color import from_srgb
-from seesr.images.pixels import resize
+from seesr.images import color, metadata
+from seesr.images.metadata import Metadata
+from seesr.images.pixels import resize, to_grey
 from seesr.images.png import write_png
 from seesr.images.read import OpenedImage, open_image
+from seesr.images.write_tiff import write_tiff
 from seesr.settings import OutputFormat, Settings
 from seesr.sizes import Size
 
 log = logging.getLogger(__name__)
 
-MAX_SIDE: dict[OutputFormat, int] = {"png": 2**31 - 1, "webp": 16383, "jpg": 65500}
-JPEG_MAX_EXIF = 65500  # bytes of EXIF that fit into one JPEG segment
+MAX_SIDE: dict[OutputFormat, int] = {"png": 2**31 - 1, "webp": 16383, "jpg": 65500, "tiff": 2**31 - 1}
+DEEP_FORMATS: tuple[OutputFormat, ...] = ("png", "tiff")
+"""The formats that hold 16 bits per channel."""
+
+
+class Upscaled(Protocol):
+    """A seesr.pipeline.Result, as far as it is written."""
+
+    @property
+    def image(self) -> Image.Image: ...
+
+    @property
+    def pixels(self) -> np.ndarray | None: ...
 
 
 def open_checked(path: str | Path, settings: Settings) -> OpenedImage:
@@ -39,43 +54,65 @@ def _check_output(size: Size, settings: Settings) -> None:
         raise ValueError(f"{found}; ask for output_format png")
 
 
-def save_image(opened: OpenedImage, result: Image.Image, path: str | Path, settings: Settings) -> None:
-    """Write `result`, an RGB image in sRGB of any size, to `path` as settings.output_format.
+def save_image(opened: OpenedImage, result: Image.Image | Upscaled, path: str | Path, settings: Settings) -> None:
+    """Write `result`, or an RGB image of any size, to `path` as settings.output_format.
 
-    The file gets the alpha, greyness, colour profile and EXIF of `opened`. It appears whole or not at all. JPEG has no
-    alpha: transparent parts become white, and a warning is logged. Raises ValueError if the format has no such sides.
+    The file gets the alpha, greyness, depth, colour space and metadata of `opened`. It appears whole or not at all.
+    JPEG has no alpha: transparent parts become white, and a warning is logged. Raises ValueError if the format has no
+    such sides.
     """
-    kind, quality = settings.output_format, settings.output_quality
-    _check_output((result.height, result.width), settings)
-    image, icc = from_srgb(result, opened.icc, opened.grey)
-    if opened.alpha is not None:
-        image = _with_alpha(image, opened.alpha, kind)
-    options: dict[str, Any] = {
-        "png": {},
-        "webp": {"format": "WEBP", "quality": quality, "method": 4},
-        "jpg": {"format": "JPEG", "quality": quality, "subsampling": 0 if quality >= 90 else 2},
-    }[kind]
-    options["icc_profile"] = icc
-    if opened.exif and kind == "jpg" and len(opened.exif) > JPEG_MAX_EXIF:
-        log.warning("The EXIF data is longer than a JPEG can hold and is left out.")
-    elif opened.exif:
-        options["exif"] = opened.exif
+    kind = settings.output_format
+    pixels = _result_pixels(opened, result, kind)
+    _check_output(pixels.shape[:2], settings)
+    kept = metadata.for_result(opened.metadata, pixels.shape[:2])
     path = Path(path)
     handle, name = tempfile.mkstemp(suffix=path.suffix, dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
-            (write_png if kind == "png" else Image.Image.save)(image, file, **options)
+            _write(pixels, file, opened.color, kept, settings)
         Path(name).chmod(0o644)
         os.replace(name, path)
     finally:
         Path(name).unlink(missing_ok=True)
 
 
-def _with_alpha(image: Image.Image, alpha: Image.Image, kind: OutputFormat) -> Image.Image:
-    alpha = resize(alpha, (image.height, image.width))
-    if kind == "jpg":
-        log.warning("JPEG has no transparency: transparent parts become white. Ask for png or webp to keep them.")
-        return Image.composite(image, Image.new(image.mode, image.size, "white"), alpha)
-    image = image.convert("LA" if image.mode == "L" and kind == "png" else "RGBA")
-    image.putalpha(alpha)
-    return image
+def _result_pixels(opened: OpenedImage, result: Image.Image | Upscaled, kind: OutputFormat) -> np.ndarray:
+    """(H, W, C) uint8 or uint16: grey or RGB, with alpha where the input has it and the format can hold it."""
+    image, deep = (result, None) if isinstance(result, Image.Image) else (result.image, result.pixels)
+    size = (image.height, image.width)
+    alpha = None if opened.alpha is None else resize(opened.alpha, size)
+    if alpha is not None and kind == "jpg":
+        log.warning("JPEG has no transparency: transparent parts become white. Ask for png, webp or tiff to keep them.")
+        image, alpha = Image.composite(image, Image.new("RGB", image.size, "white"), alpha), None
+    if deep is None or kind not in DEEP_FORMATS:
+        pixels = np.asarray(image.convert("L") if opened.grey else image).reshape(*size, -1)
+        return pixels if alpha is None else np.dstack([pixels, np.asarray(alpha)])
+    pixels = to_grey(deep) if opened.grey else deep
+    if alpha is None:
+        return pixels
+    if opened.alpha_pixels is not None:
+        return np.dstack([pixels, resize(opened.alpha_pixels, size)])
+    return np.dstack([pixels, np.asarray(alpha).astype(np.uint16) * 257])
+
+
+def _write(pixels: np.ndarray, file: BinaryIO, space: color.ColorSpace, kept: Metadata, settings: Settings) -> None:
+    kind, quality = settings.output_format, settings.output_quality
+    if kind == "png":
+        profile = [(b"iCCP", b"ICC Profile\0\0" + zlib.compress(space.icc))] if space.icc else []
+        write_png(pixels, file, [*(space.png or profile), *metadata.png_chunks(kept)])
+    elif kind == "tiff":
+        write_tiff(pixels, file, metadata.tiff_directory(kept), space.icc)
+    elif kind == "jpg":
+        options = {"dpi": kept.dpi} if kept.dpi else {}
+        segments, subsampling = b"".join(metadata.jpeg_segments(kept)), 0 if quality >= 90 else 2
+        image = Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels)
+        image.save(
+            file, "JPEG", quality=quality, subsampling=subsampling, icc_profile=space.icc, extra=segments, **options
+        )
+    else:
+        icc = space.icc
+        if pixels.shape[2] < 3:  # WebP has no grey
+            pixels = pixels[:, :, [0, 0, 0, *range(1, pixels.shape[2])]]
+            icc = color.grey_for_rgb(icc) if icc else None
+        options = metadata.webp_options(kept)
+        Image.fromarray(pixels).save(file, "WEBP", quality=quality, method=4, icc_profile=icc, **options)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from scripts.bench import memory
-from scripts.bundle_writer import measure_bundle
+from scripts.bundle_writer import hash_files, measure_bundle
 from seesr import bundle
 from seesr.bundle import read_json
 
@@ -21,9 +21,11 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> None:
 def test_the_embedded_bundle_holds_what_is_measured(
     tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert read_json(tiny_bundle / "bundle.json")["memory"] == measure_bundle(tiny_bundle)
+    info = read_json(tiny_bundle / "bundle.json")
+    assert {group: info[group] for group in ("memory", "flops")} == measure_bundle(tiny_bundle)
+    assert info["files"] == hash_files(tiny_bundle)
     run(monkeypatch, tiny_bundle)
-    assert "| fp16 decode untiled | 3072.0 | 3072.0 |" in capsys.readouterr().out
+    assert "| memory fp16 decode untiled | 3072.0 | 3072.0 |" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -33,7 +35,7 @@ def test_write_adds_the_constants_and_changes_nothing_else(
     copy = tmp_path / "bundle"
     shutil.copytree(tiny_bundle, copy)
     info = read_json(copy / "bundle.json")
-    constants = info.pop("memory")
+    memory_constants, flops = info.pop("memory"), info.pop("flops")
     (copy / "bundle.json").write_text(json.dumps(info))
     with pytest.raises(RuntimeError, match=r"scripts\.bench\.memory .*bundle --write"):
         bundle.load(copy)
@@ -42,7 +44,7 @@ def test_write_adds_the_constants_and_changes_nothing_else(
     assert read_json(copy / "bundle.json") == info
     run(monkeypatch, copy, "--write")
     assert (copy / "bundle.json").read_bytes() == (tiny_bundle / "bundle.json").read_bytes()
-    assert bundle.load(copy).memory == constants
+    assert (bundle.load(copy).memory, bundle.load(copy).flops) == (memory_constants, flops)
     assert {path.name for path in copy.iterdir()} == {path.name for path in tiny_bundle.iterdir()}
 
 
