@@ -48,6 +48,10 @@ class BundleWriter:
         finally:
             shutil.rmtree(self._temporary, ignore_errors=True)
 
+    def copy(self, directory: Path) -> None:
+        """All files of another bundle but its bundle.json."""
+        shutil.copytree(directory, self._temporary, ignore=lambda *_: ["bundle.json"], dirs_exist_ok=True)
+
     def component(self, name: str, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """One of FILES with its config.json; tensors under the names they are stored by."""
         self.json(f"{name}/config.json", config)
@@ -89,7 +93,9 @@ def save(
 ) -> None:
     """Write `components` as a bundle. `info` (kind, licences, ...) is added to bundle.json."""
     with BundleWriter(directory, dtype, replace) as writer:
-        for name, model in (("unet", components.unet), ("controlnet", components.controlnet), ("vae", components.vae)):
+        for name in ("unet", "controlnet", "vae", "tiny_vae"):
+            if (model := getattr(components, name)) is None:
+                continue
             config = {key: value for key, value in model.config.items() if not key.startswith("_")}
             tensors = {to_seesr_key(key): tensor for key, tensor in stored_tensors(model).items()}
             writer.component(name, {"_class_name": type(model).__name__, **config}, tensors)
@@ -127,4 +133,5 @@ def hash_files(directory: Path) -> dict[str, str]:
 
 def measure_bundle(directory: Path) -> dict[str, Any]:
     """ "memory" and "flops" of a bundle directory, from its config files and tensor shapes."""
-    return measure(*(build_component(directory, name) for name in ("unet", "controlnet", "vae", "ram")))
+    tiny = ("tiny_vae",) if (directory / "tiny_vae").is_dir() else ()
+    return measure(*(build_component(directory, name) for name in ("unet", "controlnet", "vae", "ram", *tiny)))

@@ -26,11 +26,13 @@ from scripts.bundle_writer import BundleWriter, sha256
 from scripts.ram_keys import DROPPED, from_upstream, merge_dape
 from seesr import bundle
 from seesr.image_attention import from_seesr_key
+from seesr.vae import vae_scale_factor
 
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 CONTROLNET = "controlnet/diffusion_pytorch_model.safetensors"
+TINY_VAE = "diffusion_pytorch_model.safetensors"
 LICENCES = {"SD-Turbo": "Stability AI Community License"} | dict.fromkeys(("SeeSR", "RAM", "DAPE"), "Apache-2.0")
 MISSING = "{} is missing; run scripts/download.py, or name the folder that holds it"
 
@@ -43,6 +45,7 @@ def main() -> None:
     parser.add_argument("--dape", type=Path, required=True, help="DAPE.pth")
     parser.add_argument("--tags", type=Path, required=True, help="ram_tag_list.txt")
     parser.add_argument("--thresholds", type=Path, required=True, help="ram_tag_list_threshold.txt")
+    parser.add_argument("--tiny-vae", type=Path, help="TAESD's folder, for fast_vae")
     parser.add_argument("--out", type=Path, required=True, help="the bundle to make, for example weights/seesr-turbo")
     parser.add_argument("--dtype", choices=("fp16", "fp32"), default="fp16")
     parser.add_argument("--process-size", type=int, default=512, help="smallest short side to work at, in pixels")
@@ -61,6 +64,7 @@ def main() -> None:
             dtype=torch.float16 if arguments.dtype == "fp16" else torch.float32,
             process_size=arguments.process_size,
             replace=arguments.force,
+            tiny_vae=arguments.tiny_vae,
         )
     except (RuntimeError, OSError, ValueError, SafetensorError) as error:
         sys.exit(f"convert: {str(error).splitlines()[0]}")
@@ -78,6 +82,7 @@ def convert(
     dtype: torch.dtype = torch.float16,
     process_size: int = 512,
     replace: bool = False,
+    tiny_vae: Path | None = None,
 ) -> None:
     """Write the bundle `out`, whole or not at all. Raises RuntimeError naming the source file that does not fit."""
     seesr = seesr / "seesr" if (seesr / "seesr").is_dir() else seesr
@@ -87,13 +92,16 @@ def convert(
     configs = [*(sd_turbo / name / "config.json" for name in names), seesr / "controlnet/config.json"]
     sources = [_fp16_or_plain(sd_turbo / bundle.FILES[name]) for name in names]
     sources += [seesr / UNET, seesr / CONTROLNET, ram, dape, tags, thresholds]
-    for path in (*configs, *sources):
+    tiny = [] if tiny_vae is None else [tiny_vae / "config.json", tiny_vae / TINY_VAE]
+    for path in (*configs, *sources, *tiny):
         if not path.is_file():
             raise RuntimeError(MISSING.format(path))
     with BundleWriter(out, dtype, replace) as writer:
         _unet(writer, sd_turbo, seesr)
         _controlnet(writer, seesr)
         _vae(writer, sd_turbo)
+        if tiny_vae is not None:
+            _tiny_vae(writer, tiny_vae, sd_turbo)
         _text_encoder(writer, sd_turbo)
         _tagger(writer, ram, dape, tags, thresholds)
         writer.info(
@@ -104,8 +112,9 @@ def convert(
                 "dtype": str(dtype).removeprefix("torch."),
                 "created_from": {path.name: sha256(path) for path in (ram, dape, tags, thresholds)}
                 | {str(path.relative_to(sd_turbo)): sha256(path) for path in sources[:3]}
-                | {f"seesr/{path.relative_to(seesr)}": sha256(path) for path in sources[3:5]},
-                "licences": LICENCES,
+                | {f"seesr/{path.relative_to(seesr)}": sha256(path) for path in sources[3:5]}
+                | {f"taesd/{path.name}": sha256(path) for path in tiny[1:]},
+                "licences": LICENCES | ({"TAESD": "MIT"} if tiny else {}),
             },
         )
 
@@ -141,6 +150,18 @@ def _vae(writer: BundleWriter, sd_turbo: Path) -> None:
     # from_pretrained renames the attention of old files (query, key, value, proj_attn).
     tensors = _from_pretrained(AutoencoderKL, sd_turbo, "vae", torch_dtype=writer.dtype)
     writer.component("vae", bundle.read_json(sd_turbo / "vae/config.json"), tensors)
+
+
+def _tiny_vae(writer: BundleWriter, folder: Path, sd_turbo: Path) -> None:
+    config, tensors = bundle.read_json(folder / "config.json"), _read(folder / TINY_VAE, writer.dtype)
+    model = bundle.build_empty(lambda: bundle.build_tiny_vae(config))
+    bundle.check_names(model, {key: tuple(value.shape) for key, value in tensors.items()}, folder / TINY_VAE)
+    vae = bundle.build_empty(lambda: bundle.build_vae(bundle.read_json(sd_turbo / "vae/config.json")))
+    ours, theirs = ((each.config["latent_channels"], vae_scale_factor(each)) for each in (vae, model))
+    if ours != theirs:
+        found = f"{theirs[0]} channels and a factor of {theirs[1]}"
+        raise RuntimeError(f"{folder} must have the VAE's latents ({ours[0]} channels, factor {ours[1]}), got {found}")
+    writer.component("tiny_vae", config, tensors)
 
 
 def _text_encoder(writer: BundleWriter, sd_turbo: Path) -> None:

@@ -107,7 +107,13 @@ class Run:
 
     def seconds(self, kernels: Sequence[Kernel], card: Card) -> float:
         """The roofline at the card's share of it, or the time to start the kernels."""
-        share = {"blend": BANDWIDTH_SHARE, "color": BANDWIDTH_SHARE, "encode": card.vae, "decode": card.vae}
+        share = {
+            "blend": BANDWIDTH_SHARE,
+            "color": BANDWIDTH_SHARE,
+            "encode": card.vae,
+            "decode": card.vae,
+            "tiny": card.vae,
+        }
         running = self.roofline(kernels, card.flops, card.bandwidth) / share.get(self.name.split()[0], card.networks)
         return max(running, self.times * card.launch * sum(kernel.number for kernel in kernels))
 
@@ -188,6 +194,10 @@ def runs(latent: Size, settings: Settings, plan: TilePlan) -> list[Run]:
 
 def vae_runs(direction: Direction, size: Size, plan: VaeTilePlan) -> list[Run]:
     """One direction of the VAE over a latent of `size`. A large latent's attention runs in windows."""
+    if plan.fast:
+        rows, columns = (-(-length // (plan.tile or length)) for length in size)
+        halos = (2 - 2 / rows, 2 - 2 / columns)  # in the mean
+        return [Run(f"tiny {direction}", (size[0] / rows, size[1] / columns), times=rows * columns, halos=halos)]
     middle = Run(f"{direction} middle", size)
     if (pixels := math.prod(size)) > FULL_ATTENTION_MAX_PIXELS:
         middle = Run(f"{direction} window", (WINDOW, WINDOW), times=pixels / WINDOW**2)

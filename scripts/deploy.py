@@ -44,12 +44,13 @@ LINKS = {
     "license_url": "https://huggingface.co/stabilityai/sd-turbo/blob/main/LICENSE.md",
 }
 NOT_OFFERED = {"a40-large": "no longer offered to new models", "v100": "not offered: your own machine"}
+NAME = "[a-z0-9][a-z0-9._-]*"
 ENDED = ("succeeded", "failed", "canceled")
 ADVICE = {
     401: f"{API_TOKEN} is not valid: make a token at replicate.com/account/api-tokens",
     402: "the account has no credit: set up billing at replicate.com/account/billing",
     403: "the token may not do this: use one of the model's owner",
-    404: "there is no such thing, or the token may not see it: check OWNER/NAME",
+    404: "not found, or not visible to this token: check OWNER/NAME",
     409: "it exists already or is being changed: run this again",
     429: "too many requests: run this again later",
 }
@@ -159,7 +160,10 @@ def push(options: argparse.Namespace) -> None:
         say("cog", f"{error} (not needed for --dry-run)")
     is_full, about = stage.check_bundle(options.bundle)
     say("bundle", about)
+    known = options.hardware == f"gpu-{profile}"
+    say("hardware", f"{options.hardware}, profile {profile}{'' if known else ', since none has that name'}")
     before = ensure_model(client, options) if client else None
+    stage.check_apart(options.bundle, options.stage)
     with stage.open_stage(options.stage or (ROOT / "weights/.stage" if options.dry_run else None)) as folder:
         for note in [f"{folder}, SEESR_GPU={profile}", *stage.fill(folder, options.bundle, profile)]:
             say("stage", note)
@@ -200,19 +204,23 @@ def cog_state(log_in: bool) -> str:
             raise RuntimeError(f"`cog login` does not take {LOGIN_TOKEN}: get one at replicate.com/auth/token")
         return f"{text}, login by {LOGIN_TOKEN}"
     path = Path(os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker", "config.json")
-    config = json.loads(path.read_text()) if path.is_file() else {}
-    if "r8.im" not in config.get("auths", {}) and "credsStore" not in config:
+    try:
+        config = json.loads(path.read_text()) if path.is_file() else {}
+        logged_in, elsewhere = "r8.im" in (config.get("auths") or {}), "credsStore" in config
+    except (ValueError, AttributeError, TypeError):
+        raise RuntimeError(f"Docker's {path} must be a JSON object, got another text: correct or remove it") from None
+    if not logged_in and not elsewhere:
         raise RuntimeError(f"Cog is not logged in: run `cog login`, or set {LOGIN_TOKEN} (replicate.com/auth/token)")
-    return f"{text}, " + ("logged in" if "r8.im" in config.get("auths", {}) else "login not checked")
+    return f"{text}, {'logged in' if logged_in else 'login not checked'}"
 
 
 def ensure_model(client: "replicate.Client", options: argparse.Namespace) -> str | None:
     """Create the model unless it exists. Returns its latest version."""
-    visibility = "public" if options.public else "private"
-    if (model := find(client.models.get, options.model)) is None:
-        live = [item.sku for item in client.hardware.list()]
-        if options.hardware not in live:
-            raise RuntimeError(f"--hardware must be one of {', '.join(live)} today, got {options.hardware}")
+    visibility, live = "public" if options.public else "private", [item.sku for item in client.hardware.list()]
+    model = find(client.models.get, options.model)
+    if options.hardware not in live and (model is None or profile_of(options.hardware) == "auto"):
+        raise RuntimeError(f"--hardware must be one of {', '.join(live)} today, got {options.hardware}")
+    if model is None:
         client.models.create(*options.model.split("/"), hardware=options.hardware, visibility=visibility)
         say("model", f"{options.model}: created, {visibility}, {options.hardware}")
         return None
@@ -225,7 +233,8 @@ def ensure_model(client: "replicate.Client", options: argparse.Namespace) -> str
 
 def run_cog(command: list[str], folder: Path, wheel: str) -> None:
     """Run Cog in the stage, without our tokens. If it fails, this program ends with its status."""
-    env = {name: value for name, value in os.environ.items() if name not in (API_TOKEN, LOGIN_TOKEN)}
+    kept_from_cog = (API_TOKEN, LOGIN_TOKEN, "COG_SDK_WHEEL")  # the last would replace sdk_version
+    env = {name: value for name, value in os.environ.items() if name not in kept_from_cog}
     with subprocess.Popen(command, cwd=folder, env=env | {"COGLET_WHEEL": wheel}) as process:
         try:
             status = process.wait()
@@ -277,6 +286,9 @@ def deployment(options: argparse.Namespace) -> None:
     wanted: Any = {"version": options.version or latest_version(client, options.model), "hardware": options.hardware}
     wanted |= {"min_instances": options.min, "max_instances": options.max}
     if existing := find(client.deployments.get, f"{owner}/{name}"):
+        runs = existing.current_release.model
+        if runs != options.model:
+            raise RuntimeError(f"the deployment {owner}/{name} runs {runs}, not {options.model}: choose another --name")
         client.deployments.update(owner, name, **wanted)
     else:
         client.deployments.create(name=name, model=options.model, **wanted)
@@ -353,8 +365,20 @@ def fetch(url: str) -> str:
 
 
 def model_name(text: str) -> str:
-    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*/[a-z0-9][a-z0-9._-]*(:[0-9a-f]{64})?", text):
-        raise argparse.ArgumentTypeError(f"must be OWNER/NAME in lower case, as in the page's address, got {text!r}")
+    return _checked(text, f"{NAME}/{NAME}", "OWNER/NAME in lower case, as in the page's address")
+
+
+def model_or_version(text: str) -> str:
+    return _checked(text, f"{NAME}/{NAME}(:[0-9a-f]{{64}})?", "OWNER/NAME or OWNER/NAME:VERSION in lower case")
+
+
+def deployment_name(text: str) -> str:
+    return _checked(text, NAME, "a name in lower case")
+
+
+def _checked(text: str, pattern: str, wanted: str) -> str:
+    if not re.fullmatch(pattern, text):
+        raise argparse.ArgumentTypeError(f"must be {wanted}, got {text!r}")
     return text
 
 
@@ -367,7 +391,8 @@ def main() -> None:
         command = commands.add_parser(run.__name__, help=run.__doc__, description=run.__doc__)
         command.set_defaults(run=run)
         if run is not hardware:
-            command.add_argument("model", type=model_name, metavar="OWNER/NAME")
+            kind, shown = (model_or_version, "OWNER/NAME[:VERSION]") if run is smoke else (model_name, "OWNER/NAME")
+            command.add_argument("model", type=kind, metavar=shown)
             command.add_argument("--hardware", required=run is not smoke, help="see scripts/deploy hardware")
         if run is push:
             command.add_argument("--bundle", type=Path, default=ROOT / stage.BUNDLE, metavar="DIR")
@@ -378,7 +403,7 @@ def main() -> None:
             command.add_argument("--min", type=int, default=0, help="instances that always run, and cost")
             command.add_argument("--max", type=int, default=3, help="instances at most")
             command.add_argument("--version", help="default: the model's latest")
-            command.add_argument("--name", help="of the deployment; default: the model's")
+            command.add_argument("--name", type=deployment_name, help="of the deployment; default: the model's")
         elif run is smoke:
             command.add_argument("--timeout", type=float, default=900, help="seconds to wait for each prediction")
     options = parser.parse_args()

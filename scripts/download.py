@@ -140,7 +140,7 @@ def main() -> None:
     print(
         f"Next:\n.venv/bin/python scripts/convert.py --sd-turbo {base}/sd-turbo --seesr {base}/seesr"
         f" --ram {base}/ram/ram_swin_large_14m.pth --dape {base}/seesr/DAPE.pth --tags {base}/ram/ram_tag_list.txt"
-        f" --thresholds {base}/ram/ram_tag_list_threshold.txt --out weights/seesr-turbo"
+        f" --thresholds {base}/ram/ram_tag_list_threshold.txt --tiny-vae {base}/taesd --out weights/seesr-turbo"
     )
 
 

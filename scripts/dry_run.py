@@ -19,13 +19,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from seesr.denoise import embed_control_image, run_controlnet_unet
 from seesr.sizes import MIN_TILE
-from seesr.vae import attention, tiling, vae_scale_factor
+from seesr.vae import attention, tiling, tiny, vae_scale_factor
 
 SIDE = 32
 """Side in latent pixels of the inputs that coefficients per pixel are measured with."""
 
 TILE_SIDES = (16, 48, 128)
 """VAE tiles that the coefficients of tile sizes are fitted to, in latent pixels."""
+
+
+DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
 
 
 class TensorMemoryTracker(TorchDispatchMode):
@@ -77,10 +80,17 @@ def to_meta(model: nn.Module) -> Any:
     return copy.deepcopy(model, known)
 
 
-def measure(unet: Any, controlnet: Any, vae: Any, ram: Any) -> dict[str, dict[str, Any]]:
+def measure(unet: Any, controlnet: Any, vae: Any, ram: Any, tiny_vae: Any = None) -> dict[str, dict[str, Any]]:
     """Networks of seesr.bundle.build_* -> the groups "memory" and "flops" of bundle.json."""
-    memory = measure_memory(unet, controlnet, vae, ram.config.token_dim)
-    return {"memory": memory, "flops": measure_flops(unet, controlnet, vae, ram)}
+    memory, flops = (
+        measure_memory(unet, controlnet, vae, ram.config.token_dim),
+        measure_flops(unet, controlnet, vae, ram),
+    )
+    if tiny_vae is not None:
+        for name, dtype in DTYPES.items():
+            memory[name] |= _measure_tiny(to_meta(tiny_vae).to(dtype))
+        flops |= measure_tiny_flops(tiny_vae)
+    return {"memory": memory, "flops": flops}
 
 
 @torch.inference_mode()
@@ -90,8 +100,7 @@ def measure_memory(unet: Any, controlnet: Any, vae: Any, token_width: int) -> di
     `token_width` is the width of the image tokens. seesr.memory.MemoryModel says what the constants mean.
     """
     models = [to_meta(model) for model in (unet, controlnet, vae)]
-    dtypes = {"fp16": torch.float16, "fp32": torch.float32}
-    return {name: _measure([model.to(dtype) for model in models], token_width) for name, dtype in dtypes.items()}
+    return {name: _measure([model.to(dtype) for model in models], token_width) for name, dtype in DTYPES.items()}
 
 
 @torch.inference_mode()
@@ -120,6 +129,40 @@ def measure_flops(unet: Any, controlnet: Any, vae: Any, ram: Any) -> dict[str, f
             run()
         flops[stage] = float(counter.get_total_flops()) / (1 if stage == "tag" else side**2)
     return flops
+
+
+@torch.inference_mode()
+def measure_tiny_flops(tiny_vae: Any) -> dict[str, float]:
+    """A small autoencoder -> its FLOPs per latent pixel, "tiny_encode" and "tiny_decode"."""
+    vae, flops = to_meta(tiny_vae).to(torch.float32), {}
+    for direction in ("encode", "decode"):
+        source = torch.empty(1, *_source_shape(vae, direction), device="meta")
+        with FlopCounterMode(display=False) as counter:
+            getattr(tiny, direction)(vae, source)
+        flops[f"tiny_{direction}"] = float(counter.get_total_flops()) / SIDE**2
+    return flops
+
+
+@torch.inference_mode()
+def _measure_tiny(vae: Any) -> dict[str, list[list[float]]]:
+    """A small autoencoder on the meta device -> halo and bytes per latent pixel of its stages, by direction."""
+    rows: dict[str, list[list[float]]] = {}
+    for direction in ("encode", "decode"):
+        with torch.device("meta"), TensorMemoryTracker() as tracker:
+            hidden, found = torch.empty(1, *_source_shape(vae, direction), dtype=vae.dtype), []
+            for stage in tiny.stages(vae, direction):
+                tracker.peak = tracker.now
+                for layer in stage.layers:
+                    hidden = layer(hidden)
+                found.append([stage.halo, round(tracker.peak / SIDE**2, 1)])
+        rows[f"tiny_{direction}"] = found
+    return rows
+
+
+def _source_shape(vae: Any, direction: str) -> tuple[int, int, int]:
+    """What an autoencoder encodes or decodes for a latent of SIDE: (C, H, W)"""
+    factor = vae_scale_factor(vae)
+    return (3, SIDE * factor, SIDE * factor) if direction == "encode" else (vae.config["latent_channels"], SIDE, SIDE)
 
 
 def _measure(models: list[Any], token_width: int) -> dict[str, Any]:
@@ -155,10 +198,8 @@ def _peak(run: Callable[[], object]) -> int:
 
 
 def _measure_vae(vae: Any, direction: tiling.Direction) -> dict[str, Any]:
-    factor, width = vae_scale_factor(vae), vae.config["block_out_channels"][-1]
-    coder = getattr(vae, f"{direction}r")
-    shape = (3, SIDE * factor, SIDE * factor) if direction == "encode" else (vae.config["latent_channels"], SIDE, SIDE)
-    source = torch.empty(1, *shape, dtype=vae.dtype, device="meta")
+    coder, width = getattr(vae, f"{direction}r"), vae.config["block_out_channels"][-1]
+    source = torch.empty(1, *_source_shape(vae, direction), dtype=vae.dtype, device="meta")
 
     def mid_block(side: int, stride: int) -> float:
         size = (1, width, side, side)

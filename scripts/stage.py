@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ BUNDLE = "weights/seesr-turbo"
 MARKER = ".seesr-stage"
 """The file by which a folder is known as a stage, which may be emptied."""
 
+DAY = 24 * 3600  # seconds after which a temporary stage is a leftover
 LARGE = 10 * 2**20
 CODE = (".py", ".ipynb")
 MEDIA = ".jpg .jpeg .png .webp .svg .gif .avif .heic .mp4 .mov .avi .wmv .mkv .webm .mp3 .wav .ogg .flac .aac .m4a"
@@ -57,8 +59,17 @@ def check_bundle(folder: Path, root: Path = ROOT) -> tuple[bool, str]:
     return is_full, about if is_full else f"{about}; not the full model, a test"
 
 
+def check_apart(bundle: Path, stage: Path | None) -> None:
+    """Raise ValueError if one of the two folders holds the other: a stage is emptied first."""
+    if stage is None:
+        return
+    one, other = bundle.resolve(), stage.resolve()
+    if one == other or one in other.parents or other in one.parents:
+        raise ValueError(f"--stage and --bundle must be folders apart, got {stage} and {bundle}; name another --stage")
+
+
 def image_filter(root: Path) -> Callable[[str], bool]:
-    """Whether the .dockerignore of `root` leaves a path in, by Docker's rules.
+    """Whether the .dockerignore of `root` leaves a path in, for the patterns that ours has: names, `*` and `**/`.
 
     A pattern matches a path or any folder above it. The last pattern that matches decides.
     """
@@ -92,7 +103,7 @@ def image_files(root: Path) -> tuple[list[str], list[str]]:
     changed = list(filter(in_image, git("diff", "--name-only", "-z", "HEAD")))
     unknown = list(filter(in_image, git("ls-files", "-z", "--others", "--exclude-standard")))
     notes = [f"not committed, taken as on disk: {', '.join(changed)}"] if changed else []
-    notes += [f"unknown to git, left out: {', '.join(unknown)}"] if unknown else []
+    notes += [f"unknown to git, LEFT OUT (git add takes them in): {', '.join(unknown)}"] if unknown else []
     return [name for name in git("ls-files", "-z") if in_image(name) and (root / name).is_file()], notes
 
 
@@ -103,6 +114,9 @@ def open_stage(folder: Path | None, root: Path = ROOT) -> Iterator[Path]:
     A folder that is not empty is refused unless it is an earlier stage.
     """
     if folder is None:
+        for left in (root / "weights").glob(".stage-*"):  # of a push that was killed
+            if time.time() - left.stat().st_mtime > DAY:
+                shutil.rmtree(left, ignore_errors=True)
         with tempfile.TemporaryDirectory(prefix=".stage-", dir=root / "weights") as name:
             yield Path(name)
         return

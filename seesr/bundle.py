@@ -19,6 +19,7 @@ from seesr.image_attention import add_image_attention, from_seesr_key
 from seesr.vae.upsampling import use_subpixel_upsampling
 
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from diffusers.models.controlnets.controlnet import ControlNetConditioningEmbedding, ControlNetModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
@@ -26,6 +27,7 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 FILES = {
     "text_encoder": "text_encoder/model.safetensors",
     "vae": "vae/diffusion_pytorch_model.safetensors",
+    "tiny_vae": "tiny_vae/diffusion_pytorch_model.safetensors",  # optional
     "unet": "unet/diffusion_pytorch_model.safetensors",
     "controlnet": "controlnet/diffusion_pytorch_model.safetensors",
     "ram": "ram/model.safetensors",
@@ -70,11 +72,13 @@ class Components:
     least_scale: float = 1.0
     memory: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     flops: Mapping[str, float] = field(default_factory=dict)
+    tiny_vae: AutoencoderTiny | None = None
 
     @property
     def models(self) -> tuple[nn.Module, ...]:
         """All networks."""
-        return self.unet, self.controlnet, self.vae, self.text_encoder, self.tagger.model
+        networks = (self.unet, self.controlnet, self.vae, self.text_encoder, self.tagger.model)
+        return networks if self.tiny_vae is None else (*networks, self.tiny_vae)
 
     @property
     def memory_constants(self) -> Mapping[str, Any]:
@@ -90,7 +94,8 @@ def load(directory: Path, device: str = "cpu", dtype: torch.dtype | None = None)
     if not directory.is_dir():
         raise RuntimeError(f"the bundle must be a directory, got {directory}, which is none")
     dtype = dtype or (torch.float16 if device.startswith("cuda") else torch.float32)
-    info = _bundle_info(directory / "bundle.json")
+    tiny = ("tiny_vae",) if (directory / "tiny_vae").is_dir() else ()
+    info = _bundle_info(directory / "bundle.json", {f"tiny_{way}" for way in ("encode", "decode") if tiny})
 
     for name in TOKENIZER:
         _require(directory / "tokenizer" / name)
@@ -98,7 +103,7 @@ def load(directory: Path, device: str = "cpu", dtype: torch.dtype | None = None)
     scheduler: Any = DDPMScheduler.from_config(read_json(directory / "scheduler/scheduler_config.json"))
     tokenizer = CLIPTokenizer.from_pretrained(directory / "tokenizer", local_files_only=True)
     models: dict[str, Any] = {}
-    for component in ("ram", "unet", "controlnet", "vae", "text_encoder"):  # RAM first: others need its config
+    for component in ("ram", "unet", "controlnet", "vae", "text_encoder", *tiny):  # RAM first: others need its config
         rename = from_seesr_key if component in ("unet", "controlnet") else str
         model = build_component(directory, component)
         models[component] = load_state_dict(model, directory / FILES[component], device, dtype, rename)
@@ -106,8 +111,8 @@ def load(directory: Path, device: str = "cpu", dtype: torch.dtype | None = None)
     return Components(tokenizer=tokenizer, tagger=tagger, scheduler=scheduler, **models, **info)
 
 
-def _bundle_info(path: Path) -> dict[str, Any]:
-    """What Components takes from bundle.json, checked."""
+def _bundle_info(path: Path, tiny: set[str]) -> dict[str, Any]:
+    """What Components takes from bundle.json, checked; `tiny` names the further FLOPs of a small autoencoder."""
     info = read_json(path)
     name, process_size, least_scale = info.get("name"), info.get("process_size"), info.get("least_scale", 1)
     if not isinstance(name, str) or not isinstance(process_size, int) or process_size < 1:
@@ -115,7 +120,7 @@ def _bundle_info(path: Path) -> dict[str, Any]:
     if not isinstance(least_scale, (int, float)) or not 1 <= least_scale <= 8:
         raise RuntimeError(f"{path}: least_scale must be 1 to 8, got {least_scale}; build it again")
     found = {"name": name, "process_size": process_size, "least_scale": least_scale}
-    for group, needed in (("memory", {"fp16", "fp32"}), ("flops", {"tag", "encode", "denoise", "decode"})):
+    for group, needed in (("memory", {"fp16", "fp32"}), ("flops", {"tag", "encode", "denoise", "decode"} | tiny)):
         if not isinstance(constants := info.get(group), dict) or not needed <= constants.keys():
             command = f".venv/bin/python -m scripts.bench.memory {path.parent} --write"
             raise RuntimeError(
@@ -141,6 +146,7 @@ def build_component(directory: Path, component: str) -> Any:
         "unet": lambda: build_unet(config, token_width(directory)),
         "controlnet": lambda: build_controlnet(config, token_width(directory)),
         "vae": lambda: build_vae(config),
+        "tiny_vae": lambda: build_tiny_vae(config),
         "text_encoder": lambda: build_text_encoder(config),
         "ram": lambda: Ram(RamConfig.from_dict(config)),
     }
@@ -171,6 +177,16 @@ def build_vae(config: dict[str, Any]) -> AutoencoderKL:
     """From an upstream config.json: the stock VAE with sub-pixel upsampling in its decoder."""
     vae: Any = AutoencoderKL.from_config(_arguments(config))
     use_subpixel_upsampling(vae.decoder)
+    return vae
+
+
+def build_tiny_vae(config: dict[str, Any]) -> AutoencoderTiny:
+    """From an upstream config.json: diffusers' small autoencoder, with sub-pixel upsampling and ReLUs in place."""
+    vae: Any = AutoencoderTiny.from_config(_arguments(config))
+    use_subpixel_upsampling(vae.decoder)
+    for module in vae.modules():
+        if isinstance(module, torch.nn.ReLU):
+            module.inplace = True
     return vae
 
 

@@ -16,8 +16,6 @@ from torch.overrides import TorchFunctionMode
 
 from seesr.sizes import OUTPUT_PIXELS
 
-from diffusers.models.attention_processor import AttnProcessor2_0
-
 log = logging.getLogger(__name__)
 USABLE_SHARE = 0.9  # of free memory, for an upscale to plan with; kernels allocate the rest for themselves
 
@@ -179,6 +177,8 @@ def in_float32(*models: Any) -> Iterator[None]:
 @contextmanager
 def attention_in_float32(*models: Any) -> Iterator[None]:
     """Within the block the models' attention is computed by torch in float32."""
+    from diffusers.models.attention_processor import AttnProcessor2_0  # needed here only, and slow to import
+
     processors = [model.attn_processors for model in models]
     try:
         for model in models:

@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 # The smallest plan, in latent pixels, latent pixels, tiles and image rows.
 MIN_LATENT_TILE, MIN_VAE_TILE, MIN_STATS_TILES, MIN_STRIP = 16, 16, 8, 128
 SMALL_VAE_TILE = 64  # latent pixels; below it, fewer statistics tiles come before smaller tiles: halos cost time
+FAST_VAE_TILES = 2  # times the tile of the VAE
 ADVICE = "lower scale_factor, send a smaller image or use a GPU with more memory"
 
 T = TypeVar("T")
@@ -28,22 +29,26 @@ T = TypeVar("T")
 class VaeTilePlan:
     """How one direction of the VAE is tiled. `tile` is in latent pixels; 0 means no tiles.
 
-    `stats_tiles` is how many tiles decide the GroupNorm statistics. None means all, which is exact.
+    `stats_tiles` is how many tiles decide the GroupNorm statistics. None means all, which is exact. `fast` is the small
+    autoencoder, which has none.
     """
 
     tile: int
     stats_tiles: int | None = None
+    fast: bool = False
 
     def shrink(self, size: Size) -> "VaeTilePlan | None":
         """The next smaller plan for a latent of `size`; None if there is none."""
         tile = min(self.tile or max(size), max(size)) // 2
-        if tile >= SMALL_VAE_TILE:
-            return VaeTilePlan(tile, self.stats_tiles)
+        if tile >= (MIN_VAE_TILE if self.fast else SMALL_VAE_TILE):
+            return replace(self, tile=tile)
+        if self.fast:
+            return None
         count = tiling.tile_count(size, self.tile)
         stats_tiles = min(count, self.stats_tiles or count) // 2
         if stats_tiles >= MIN_STATS_TILES:
-            return VaeTilePlan(self.tile, stats_tiles)
-        return VaeTilePlan(tile, self.stats_tiles) if tile >= MIN_VAE_TILE else None
+            return replace(self, stats_tiles=stats_tiles)
+        return replace(self, tile=tile) if tile >= MIN_VAE_TILE else None
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,8 @@ class TilePlan:
         tile = sizes.legal_tile(settings.latent_tiled_size) or profile.latent_tile
         overlap = sizes.legal_overlap(settings.latent_tiled_overlap, tile) or sizes.default_overlap(tile)
         vae = VaeTilePlan(profile.vae_tile)
+        if settings.fast_vae:
+            vae = VaeTilePlan(FAST_VAE_TILES * profile.vae_tile, fast=True)
         return cls(tile, overlap, profile.tile_batch, vae, vae)
 
     def grid(self, size: Size) -> TileGrid:
@@ -98,7 +105,8 @@ class TilePlan:
         words = [f"latent tiles of {self.latent_tile} overlapping {self.overlap}, {self.tile_batch} at a time"]
         for direction, plan in (("encode", self.encode), ("decode", self.decode)):
             sample = "" if plan.stats_tiles is None else f" ({plan.stats_tiles} decide its statistics)"
-            tiles = f"VAE tiles of {plan.tile}{sample}" if plan.tile else "no VAE tiles"
+            name = "fast VAE" if plan.fast else "VAE"
+            tiles = f"{name} tiles of {plan.tile}{sample}" if plan.tile else f"no {name} tiles"
             words.append(f"{tiles} to {direction}")
         return ", ".join([*words, f"colours by {self.strip} rows"])
 
@@ -128,6 +136,7 @@ class MemoryModel:
     scripts/dry_run.py measures them. "states" is per prompt; "embedding" and "networks" are per latent pixel, and so
     are "untiled", "mid_block" and "mid_block_sampled" of "encode" and "decode". Their "tiles" has a row per GroupNorm:
     three coefficients of what a waiting tile holds and three of what a running one needs (see `_tile_bytes`).
+    "tiny_encode" and "tiny_decode", of the small autoencoder, have a halo and bytes per latent pixel by resolution.
     """
 
     constants: Mapping[str, Any]
@@ -195,9 +204,16 @@ class MemoryModel:
 
     def _vae(self, direction: tiling.Direction, latent: Size, plan: VaeTilePlan) -> int:
         """Encode or decode, with its input in the VAE's dtype and its result in float32."""
-        constants, area = self.constants[direction], latent[0] * latent[1]
+        constants, area = self.constants[f"tiny_{direction}" if plan.fast else direction], latent[0] * latent[1]
         values = 3 * self.vae_scale_factor**2 * area
         source = values * self.itemsize if direction == "encode" and self.itemsize < 4 else 0
+        result = values * self.itemsize if direction == "decode" else 0
+        wide = values * 4 if direction == "decode" and self.itemsize < 4 else 0
+        if plan.fast:
+            tile = [-(-length // -(-length // (plan.tile or length))) for length in latent]
+            sides = ([min(a + 2 * halo, b) for a, b in zip(tile, latent, strict=True)] for halo, _ in constants)
+            running = max(math.prod(side) * held for side, (_, held) in zip(sides, constants, strict=True))
+            return source + int(max(running + result, result + wide))
         if plan.tile == 0 or plan.tile >= max(latent):
             return source + int(constants["untiled"] * area)
         height, width = (-(-length // -(-length // plan.tile)) for length in latent)
@@ -212,8 +228,6 @@ class MemoryModel:
         tiles += self.vae_width * self.itemsize * area
         sampled = area > FULL_ATTENTION_MAX_PIXELS
         mid_block = constants["mid_block_sampled" if sampled else "mid_block"] * area
-        result = values * self.itemsize if direction == "decode" else 0
-        wide = values * 4 if direction == "decode" and self.itemsize < 4 else 0
         return source + int(max(mid_block, tiles + result, result + wide))
 
     def _halo_share(self, size: Size, tile: int) -> tuple[float, float]:

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+FAST_VAE_ADVICE = "leave it off, or convert the bundle again with --tiny-vae"
+
 
 @dataclass(frozen=True)
 class Result:
@@ -68,7 +70,7 @@ class SeeSR:
         self.vae_scale_factor = vae_scale_factor(components.vae)
         self.schedule = Schedule(components.scheduler)
         self.prompts = PromptEncoder(components.tokenizer, components.text_encoder)
-        self.codec = LatentCodec(components.vae)
+        self.codec = LatentCodec(components.vae, components.tiny_vae)
         self.denoiser = Denoiser(components.controlnet, components.unet, self.schedule, self.vae_scale_factor)
         self.memory = MemoryModel.of(components.controlnet, components.vae, components.memory_constants)
 
@@ -85,7 +87,7 @@ class SeeSR:
         profile = hardware.profile(device, gpu)
         components = bundle.load(Path(directory), device, dtype or profile.dtype)
         attention = hardware.use_fast_attention(device, components.unet, components.controlnet, components.vae)
-        log.info("Loaded %s on %s (tiles of %s, attention by %s).", components.name, device, profile.name, attention)
+        log.info("Loaded %s on %s, attention by %s.", components.name, device, attention)
         return cls(components, profile, device)
 
     @property
@@ -197,10 +199,21 @@ class SeeSR:
 
     def plan(self, size: Size, settings: Settings) -> TilePlan:
         """The tiles for a padded working image of `size`, shrunk to fit free memory. Raises ValueError if none fit."""
+        if settings.fast_vae and self.components.tiny_vae is None:
+            raise ValueError(
+                f"fast_vae needs a small autoencoder, which {self.components.name} lacks; {FAST_VAE_ADVICE}"
+            )
         wanted, free = TilePlan.wanted(self.profile, settings), hardware.free_memory(self.device)
         plan = self.memory.fit(size, settings, wanted, min(free, self.memory_limit or free))
         log.info("Runs with %s%s.", plan, "" if plan == wanted else ", to stay within the free memory")
         return plan
+
+    def predict_work(self, image: "Image.Image", settings: Settings) -> float:
+        """The FLOPs of an upscale of `image`, without the changes that a lack of memory makes."""
+        size = (image.height, image.width)
+        padded = self.sizes(size, sizes.scale_of(size, settings.scale_factor, settings.target_long_side))[2]
+        latent, plan = self._latent_size(padded), TilePlan.wanted(self.profile, settings)
+        return sum(predicted_work(self.components.flops, latent, settings, plan).values())
 
     def warm_up(self) -> None:
         """Upscale one tile, so that the first request does not wait for kernels to load."""
@@ -213,17 +226,18 @@ class SeeSR:
         self, settings: Settings, noise: Noise | None, size: Size, on_progress: OnProgress | None = None
     ) -> UpscaleContext:
         """A context for a padded working image of `size`."""
-        latent_size = (size[0] // self.vae_scale_factor, size[1] // self.vae_scale_factor)
+        latent_size = self._latent_size(size)
         noise, plan = noise or seeded_noise(settings.seed), self.plan(size, settings)
         progress = Progress(predicted_work(self.components.flops, latent_size, settings, plan), on_progress)
         return UpscaleContext(settings, noise, plan, latent_size, self.device, progress)
 
+    def _latent_size(self, size: Size) -> Size:
+        return size[0] // self.vae_scale_factor, size[1] // self.vae_scale_factor
+
     def _negative_text(self, settings: Settings) -> Tensor | None:
         return self.encode_text(settings.negative_prompt) if settings.cfg_scale > 1 else None
 
-    def _control_image(
-        self, image: "Image.Image | np.ndarray", working: Size, padded: Size, corner: tuple[int, int]
-    ) -> Tensor:
+    def _control_image(self, image: Any, working: Size, padded: Size, corner: tuple[int, int]) -> Tensor:
         """The working image (1, 3, H, W) in [0, 1] at `corner` (top, left), extended by its edge pixels to `padded`."""
         control_image = images.to_tensor(images.resize(image, working), self.device)
         (top, left), bottom, right = corner, padded[0] - working[0] - corner[0], padded[1] - working[1] - corner[1]

@@ -3,7 +3,7 @@
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TextIO
 
 from tqdm import tqdm
@@ -21,6 +21,7 @@ SECONDS_BETWEEN_LINES = 0.5
 
 def predicted_work(flops: Mapping[str, float], latent: Size, settings: Settings, plan: TilePlan) -> dict[str, float]:
     """FLOPs by stage for a `latent` size, from bundle.json's `flops`: those of a tag, else per latent pixel."""
+    fast = {way: f"tiny_{way}" for way in ("encode", "decode") if getattr(plan, way).fast}
     grid = plan.grid(latent)
     passes = settings.num_inference_steps * settings.particles * settings.branches
     amounts = {
@@ -29,7 +30,7 @@ def predicted_work(flops: Mapping[str, float], latent: Size, settings: Settings,
         "denoise": len(grid) * math.prod(grid.tile) * passes,
         "decode": math.prod(latent),
     }
-    return {stage: amount * flops.get(stage, 0.0) for stage, amount in amounts.items()}
+    return {stage: amount * flops.get(fast.get(stage, stage), 0.0) for stage, amount in amounts.items()}
 
 
 class Progress:
@@ -48,18 +49,20 @@ class Progress:
 
 
 class ProgressBar:
-    """An OnProgress that prints one bar of whole percents for `count` images in turn, at most two lines a second.
+    """An OnProgress that prints one bar of whole percents for images in turn, at most two lines a second.
 
+    `work` is that of each image, in any unit.
     Every line ends with a newline and begins with its percentage: both official clients of Replicate look for that.
     """
 
-    def __init__(self, count: int = 1, stream: TextIO | None = None) -> None:
-        self._count, self._stream, self._finished = count, stream or sys.stdout, 0
+    def __init__(self, work: Sequence[float] = (1,), stream: TextIO | None = None) -> None:
+        self._work, self._stream, self._finished = work, stream or sys.stdout, 0
         self._start, self._printed, self._shown = time.monotonic(), float("-inf"), (-1, "")
         self(0.0, "start")
 
     def __call__(self, share: float, stage: str) -> None:
-        percent, now = int(100 * (self._finished + share) / self._count), time.monotonic()
+        done = sum(self._work[: self._finished]) + share * sum(self._work[self._finished : self._finished + 1])
+        percent, now = int(100 * done / sum(self._work)), time.monotonic()
         if (percent, stage) != self._shown and (percent == 100 or now - self._printed >= SECONDS_BETWEEN_LINES):
             self._shown, self._printed = (percent, stage), now
             form = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, " + stage + "]"

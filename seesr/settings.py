@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from seesr.sizes import LONG_SIDE_RANGE
+
 ColorFix = Literal["wavelet", "dwt", "adain", "none"]
 OutputFormat = Literal["png", "webp", "jpg", "tiff"]
 StartPoint = Literal["lr", "noise"]
@@ -28,7 +30,6 @@ _CHOICES = {
 }
 _TILES = ("latent_tiled_size", "latent_tiled_overlap")
 _INTEGERS = ("num_inference_steps", "target_long_side", "output_quality", "seed", "num_particles", *_TILES)
-_LONG_SIDES = (64, 8192)
 
 
 def check_upload(name: str, file: object) -> None:
@@ -64,6 +65,7 @@ class Settings:
     num_particles: int = 4
     bandwidth: float = 0.6
     fidelity: float = NEUTRAL_FIDELITY
+    fast_vae: bool = False
     start_point: StartPoint = "lr"
     conditioning_scale: float = 1.0
 
@@ -81,7 +83,7 @@ class Settings:
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
-        low, high = _LONG_SIDES
+        low, high = LONG_SIDE_RANGE
         if self.target_long_side and not low <= self.target_long_side <= high:
             text = f"target_long_side must be 0 (scale_factor acts) or between {low} and {high}"
             raise ValueError(f"{text}, got {self.target_long_side}")

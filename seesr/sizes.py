@@ -10,8 +10,9 @@ Size = tuple[int, int]  # (height, width)
 
 OUTPUT_PIXELS = 8192 * 8192  # the largest result
 SCALE_RANGE = (1, 8)  # of a request, by scale_factor or by target_long_side
+LONG_SIDE_RANGE = (64, 8192)  # of target_long_side, in pixels
 MIN_SCALE_MAX_PIXELS = 2048 * 2048  # the largest working image that a bundle's `least_scale` may ask for
-ENCODE_MAX_PIXELS = 256 * 256  # latent pixels above which the working image is encoded at a smaller size
+ENCODE_MAX_PIXELS = 256 * 256  # latent pixels from which on the working image is encoded at half its size or less
 TILE_RANGE = (32, 480)  # the latent tiles that a request may ask for, in latent pixels
 FLAT_MARGIN = 4  # latent pixels added at a flat border: beyond them the networks' zero padding changes no colour
 MIN_TILE, TILE_MULTIPLE = 64, 8  # of an even grid: the training size of SD-Turbo and SeeSR; sides are multiples of 8
@@ -26,8 +27,10 @@ def scale_of(size: Size, scale_factor: float, target_long_side: int = 0) -> Frac
         return Fraction(str(scale_factor))  # 1.15 is 115/100, not its neighbour among the floats
     low, high = (scale * max(size) for scale in SCALE_RANGE)
     if not low <= target_long_side <= high:
-        wanted = f"target_long_side must be 1 to 8 times the image's longer side, so {low} to {high}"
-        raise ValueError(f"{wanted} for this image of {size[1]} x {size[0]}, got {target_long_side}")
+        low, high = max(low, LONG_SIDE_RANGE[0]), min(high, LONG_SIDE_RANGE[1])
+        asked = f"ask for {low} to {high}" if low <= high else "use scale_factor"
+        wanted = f"target_long_side must be 1 to 8 times the longer side of the image of {size[1]} x {size[0]}"
+        raise ValueError(f"{wanted}, got {target_long_side}; {asked}")
     return Fraction(target_long_side, max(size))
 
 
@@ -73,7 +76,10 @@ def place(
 def encode_size(latent: Size) -> Size:
     """Latent size -> the latent size at which the image is encoded: at most ENCODE_MAX_PIXELS latent pixels."""
     share = math.sqrt(ENCODE_MAX_PIXELS / math.prod(latent))
-    return latent if share >= 1 else (max(1, int(latent[0] * share)), max(1, int(latent[1] * share)))
+    if share > 1:
+        return latent
+    height, width = (max(1, int(side * min(share, 0.5))) for side in latent)
+    return height, width
 
 
 def default_overlap(tile: int) -> int:

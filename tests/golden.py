@@ -12,6 +12,7 @@ import shutil
 import tarfile
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -21,6 +22,8 @@ from scripts.convert import convert
 from seesr.pipeline import SeeSR
 from seesr.settings import Settings
 from seesr.tiling import TileGrid
+
+from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 
 DATA = Path(__file__).parent / "data"
 ROOT = Path(tempfile.mkdtemp(prefix="seesr-golden-"))
@@ -55,6 +58,15 @@ PROMPTS: list[str] = json.loads((DATA / "text.json").read_text())["prompts"]
 """The prompts of the recorded text states, in their order."""
 
 
+def write_taesd(folder: Path) -> Path:
+    """A small autoencoder of TAESD's structure, narrower, with random weights, as its repository has it."""
+    config: Any = {"encoder_block_out_channels": (8,) * 4, "decoder_block_out_channels": (8,) * 4}
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        AutoencoderTiny(**config).save_pretrained(folder)
+    return folder
+
+
 def convert_golden(out: Path) -> Path:
     """The reference's tiny random weights as our converter bundles them, in fp32."""
     ram = UPSTREAM / "ram"
@@ -68,6 +80,7 @@ def convert_golden(out: Path) -> Path:
         out,
         dtype=torch.float32,
         process_size=160,
+        tiny_vae=write_taesd(out.parent / "taesd"),
     )
     return out
 

@@ -24,7 +24,7 @@ def bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
 def test_save_and_load_round_trip(golden: SeeSR, tmp_path: Path) -> None:
     bundle_writer.save(golden.components, tmp_path / "copy", {"kind": "test"}, dtype=torch.float32)
     again = bundles.load(tmp_path / "copy")
-    for name in ("unet", "controlnet", "vae", "text_encoder"):
+    for name in ("unet", "controlnet", "vae", "tiny_vae", "text_encoder"):
         ours, theirs = (bundles.stored_tensors(getattr(parts, name)) for parts in (golden.components, again))
         assert ours.keys() == theirs.keys()
         assert all(ours[key].equal(theirs[key]) for key in ours), name

@@ -20,7 +20,7 @@ from scripts.cog_server import schema
 from seesr.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
-README, API = ROOT / "README.md", ROOT / "docs/api.md"
+README, API, ANSWER = ROOT / "README.md", ROOT / "docs/api.md", ROOT / "docs/answer.md"
 DOCUMENTS = [
     README,
     ROOT / "CONTRIBUTING.md",
@@ -195,7 +195,7 @@ def strings() -> list[str]:
     return [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
 
 
-@pytest.mark.parametrize(("document", "title"), [(README, "question or message"), (API, "`error` or `detail`")])
+@pytest.mark.parametrize(("document", "title"), [(README, "question or message"), (ANSWER, "`error` or `detail`")])
 def test_quoted_messages_are_the_program_s(document: Path, title: str) -> None:
     known = strings()
     cells = [row[0] for row in table(document, title) if "HTTP" not in row[1]]

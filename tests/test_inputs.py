@@ -32,6 +32,7 @@ INPUTS = [
     "num_particles",
     "bandwidth",
     "fidelity",
+    "fast_vae",
 ]
 
 

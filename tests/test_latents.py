@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from seesr import images, sizes
+from seesr.memory import VaeTilePlan
 from seesr.pipeline import SeeSR
 from seesr.settings import Settings
 from seesr.vae import tiling
@@ -34,6 +35,23 @@ def test_encoding_at_a_smaller_size_moves_the_result_less_than_another_seed(
     assert shapes == [(192, 256)]  # half of 384 x 512
     moved, differing = ((one - whole).square().mean().sqrt() * 255 for one in (reduced, other))
     assert 0 < moved < 0.25 < differing
+
+
+def test_the_small_autoencoder_is_near_the_vae_and_repeats(tiny: SeeSR) -> None:
+    image, settings = images.open_image(DATA / "astronaut.jpg").rgb.crop((64, 32, 192, 128)), Settings(seed=1)
+    fast = replace(settings, fast_vae=True)
+    whole, quick, again = (tiny.upscale(image, chosen) for chosen in (settings, fast, fast))
+    assert quick.image.tobytes() == again.image.tobytes()
+    difference = images.to_tensor(whole.image) - images.to_tensor(quick.image)
+    assert 0.3 < difference.square().mean().sqrt() * 255 < 6
+    assert quick.plan.encode == quick.plan.decode == VaeTilePlan(2 * tiny.profile.vae_tile, fast=True)
+    assert "fast VAE tiles" in str(quick.plan)
+
+
+def test_without_a_small_autoencoder_fast_vae_is_refused(tiny: SeeSR) -> None:
+    lacking = SeeSR(replace(tiny.components, tiny_vae=None), tiny.profile, tiny.device)
+    with pytest.raises(ValueError, match=r"^fast_vae needs a small autoencoder, which .* lacks; leave it off, or conv"):
+        lacking.upscale(images.to_image(torch.rand(1, 3, 20, 20)), Settings(fast_vae=True))
 
 
 def test_an_overflow_of_the_vae_runs_again_in_float32(tiny_bundle: Path, caplog: pytest.LogCaptureFixture) -> None:

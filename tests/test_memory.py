@@ -20,6 +20,7 @@ from seesr.memory import MemoryModel, TilePlan, VaeTilePlan, retry_on_oom
 from seesr.pipeline import SeeSR
 from seesr.settings import ColorFix, Settings
 from seesr.vae import attention, tiling
+from seesr.vae import tiny as tiny_vae
 
 EXACT = TilePlan(128, 16, 1, VaeTilePlan(256), VaeTilePlan(256))
 STAGES = ("tag", "text", "resize", "encode", "denoise", "decode", "color")
@@ -99,6 +100,16 @@ def test_encoding_at_a_smaller_size_is_counted(tiny: SeeSR, monkeypatch: pytest.
     assert predicted["encode"] == pytest.approx(real["encode"], rel=0.06)
 
 
+@pytest.mark.parametrize("tile", [0, 64, 24])
+def test_the_small_autoencoder_is_counted(tiny: SeeSR, monkeypatch: pytest.MonkeyPatch, tile: int) -> None:
+    vae = VaeTilePlan(tile, fast=True)
+    plan, settings = replace(EXACT, encode=vae, decode=vae), Settings(num_inference_steps=1, seed=1, fast_vae=True)
+    predicted = tiny.memory.peaks((480, 640), settings, plan)
+    real = measured(tiny, torch.rand(1, 3, 120, 160), settings, plan, monkeypatch)
+    for stage in ("encode", "decode"):
+        assert 0.95 * real[stage] < predicted[stage] < 1.25 * real[stage], stage
+
+
 @pytest.mark.parametrize(("particles", "steps", "side"), [(4, 1, 64), pytest.param(8, 2, 96, marks=pytest.mark.slow)])
 def test_particles_are_counted(
     tiny: SeeSR, monkeypatch: pytest.MonkeyPatch, particles: int, steps: int, side: int
@@ -172,6 +183,11 @@ def test_what_shrinks_in_which_order() -> None:
         plan = smaller
         seen.append((plan.decode.tile, plan.decode.stats_tiles))
     assert seen == [(128, None), (64, None), (64, 8), (32, 8), (16, 8)]
+    fast, seen = replace(plan, decode=VaeTilePlan(128, fast=True)), []
+    while (smaller := fast.shrink("decode", latent)) is not None:
+        fast = smaller
+        seen.append(fast.decode)
+    assert seen == [VaeTilePlan(tile, fast=True) for tile in (64, 32, 16)]
     assert plan.encode == VaeTilePlan(0)
     assert plan.shrink("color", latent) == replace(plan, strip=256)
     assert replace(plan, strip=128).shrink("color", latent) is None
@@ -229,6 +245,28 @@ def test_running_out_of_memory_anywhere_gives_the_image_of_smaller_tiles(
         assert recovered.plan != golden.plan((240, 320), settings)
 
 
+@pytest.mark.parametrize("stage", ["encode", "decode"])
+def test_running_out_of_memory_halves_the_tiles_of_the_small_autoencoder(
+    tiny: SeeSR, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    image, settings = images.to_image(torch.rand(1, 3, 40, 60)), Settings(num_inference_steps=1, seed=1, fast_vae=True)
+    whole = tiny.upscale(image, settings)
+    run, failed = getattr(tiny_vae, stage), []
+
+    def failing_once(vae: Any, source: Tensor, tile: int, *rest: Any) -> Tensor:
+        failed.append(tile)
+        if len(failed) == 1:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return run(vae, source, tile, *rest)
+
+    monkeypatch.setattr(tiny_vae, stage, failing_once)
+    recovered = tiny.upscale(image, settings)
+    assert recovered.recoveries == {f"out of memory in {stage}": 1}
+    assert failed[1] == getattr(recovered.plan, stage).tile == 30
+    difference = images.to_tensor(recovered.image) - images.to_tensor(whole.image)
+    assert difference.abs().max() < 1.5 / 255
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_at_the_floor_there_is_a_sentence(golden: SeeSR, monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
@@ -274,3 +312,7 @@ def test_the_real_models_fit_a_card_of_16_gb(full_size: Components) -> None:
         plan = model.fit((side, side), settings, wanted, free)
         assert max(model.peaks((side, side), settings, plan).values()) <= free
         assert (plan.decode.stats_tiles is None) == (side == 2048)
+    fast = replace(settings, fast_vae=True)
+    wanted = TilePlan.wanted(hardware.GPUS["t4"], fast)
+    assert model.fit((8192, 8192), fast, wanted, free) == wanted
+    assert max(model.peaks((8192, 8192), fast, wanted).values()) < 0.8 * free

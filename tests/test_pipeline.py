@@ -177,6 +177,7 @@ def test_sixteen_bits_stay(tiny: SeeSR, tmp_path: Path) -> None:
     for kind in ("png", "tiff"):
         settings = Settings(num_inference_steps=1, scale_factor=2, seed=1, output_format=kind)
         result = tiny.upscale(opened, settings)
+        assert result.pixels is not None
         images.save_image(opened, result, tmp_path / f"out.{kind}", settings)
         written = cv2.imread(str(tmp_path / f"out.{kind}"), cv2.IMREAD_UNCHANGED)
         assert written is not None

@@ -68,8 +68,9 @@ def test_a_stage_that_runs_again_waits_until_it_is_as_far_as_before(
     assert shares[-1] == 1 - progress.FILE_SHARE
 
 
-def test_predicted_work_is_about_the_counted_one(tiny: SeeSR) -> None:
-    settings = Settings(num_inference_steps=2, cfg_scale=2)
+@pytest.mark.parametrize("fast", [False, True])
+def test_predicted_work_is_about_the_counted_one(tiny: SeeSR, fast: bool) -> None:
+    settings = Settings(num_inference_steps=2, cfg_scale=2, fast_vae=fast)
     size = tiny.sizes((96, 128), 4)[2]
     latent = (size[0] // tiny.vae_scale_factor, size[1] // tiny.vae_scale_factor)
     plan = TilePlan.wanted(tiny.profile, settings)
@@ -91,7 +92,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 def test_the_bar_prints_two_lines_a_second_at_most_and_ends_at_100(clock: list[float]) -> None:
     stream = io.StringIO()
-    bar = ProgressBar(2, stream)
+    bar = ProgressBar((30, 30), stream)
     for _ in range(2):
         for step in range(100):
             clock[0] += 0.1
@@ -107,3 +108,15 @@ def test_the_bar_prints_two_lines_a_second_at_most_and_ends_at_100(clock: list[f
     assert 50 in percents
     assert all(percent == current and total == 100 for percent, current, total in found)
     assert "denoise" in lines[1]
+
+
+def test_images_count_by_their_work(clock: list[float]) -> None:
+    stream = io.StringIO()
+    bar = ProgressBar((1, 3), stream)
+    for _ in range(2):
+        clock[0] += 1
+        bar(0.5, "denoise")
+        clock[0] += 1
+        bar.finish_image()
+    percents = [int(match[1]) for match in map(LINE.match, stream.getvalue().splitlines()) if match]
+    assert percents == [0, 12, 25, 62, 100]

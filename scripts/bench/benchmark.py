@@ -46,8 +46,8 @@ def measure(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     runs = 0 if arguments.count else arguments.runs
     ceilings = measure_ceilings(seesr.device, seesr.dtype) if runs else None
     for side, steps, tile in itertools.product(arguments.sides, arguments.steps, arguments.tile):
-        tiles = {"latent_tiled_size": tile, "latent_tiled_overlap": arguments.overlap}
-        settings = Settings(num_inference_steps=steps, scale_factor=arguments.scale, seed=0, **tiles)
+        options = {"latent_tiled_size": tile, "latent_tiled_overlap": arguments.overlap, "fast_vae": arguments.fast_vae}
+        settings = Settings(num_inference_steps=steps, scale_factor=arguments.scale, seed=0, **options)
         rows = {name: measure_case(model, name, side, settings, runs, ceilings) for name, model in tilings.items()}
         if len(rows) > 1:
             print(ratios(rows), flush=True)
@@ -236,6 +236,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--tile", type=int, nargs="+", default=[0], help="latent tiles instead of the profile's")
     parser.add_argument("--overlap", type=int, default=0, help="their overlap; 0 is an eighth of the tile")
+    parser.add_argument("--fast-vae", action="store_true", help="with the small autoencoder")
     parser.add_argument("--runs", type=int, default=3, help="timed runs behind each median, after one to warm up")
     parser.add_argument("--count", action="store_true", help="count only: nothing is computed or timed")
     parser.add_argument("--reference-tiles", action="store_true", help="upstream's tiling too, and the ratios to it")

@@ -96,7 +96,9 @@ def without_values(seesr: SeeSR) -> SeeSR:
         return seesr
     components = seesr.components
     networks: dict[str, Any] = {
-        name: to_meta(getattr(components, name)) for name in ("unet", "controlnet", "vae", "text_encoder")
+        name: to_meta(model)
+        for name in ("unet", "controlnet", "vae", "tiny_vae", "text_encoder")
+        if (model := getattr(components, name)) is not None
     }
     tagger = Tagger(to_meta(components.tagger.model), components.tagger.tags, components.tagger.thresholds)
     return type(seesr)(replace(components, tagger=tagger, **networks), seesr.profile, "meta")
@@ -107,7 +109,7 @@ def count_upscale(seesr: SeeSR, size: Size, settings: Settings, plan: TilePlan) 
     padded = seesr.sizes(size, settings.scale_factor)[2]
     factor, components = seesr.vae_scale_factor, seesr.components
     latent = (padded[0] // factor, padded[1] // factor)
-    tagger, vae = components.tagger, components.vae
+    tagger, vae = components.tagger, seesr.codec.vae_of(plan.encode)
     counts = {stage: FlopCounter() for stage in STAGES}
     with torch.inference_mode(), torch.device("meta"):
         with counts["tag"]:

@@ -23,7 +23,7 @@ from seesr.color_fix import match_color
 from seesr.denoise import embed_control_image, run_controlnet_unet
 from seesr.memory import MemoryModel
 from seesr.tiling import tile_grid
-from seesr.vae import tiling, vae_scale_factor
+from seesr.vae import tiling, tiny, vae_scale_factor
 from seesr.vae.attention import WINDOW, mid_block
 from seesr.vae.tiling import Direction
 
@@ -76,7 +76,7 @@ def count() -> Counted:
     components = random_bundle.build()
     kernels: dict[str, list[Kernel]] = {}
     for direction in ("encode", "decode"):
-        kernels |= count_vae(components.vae, direction)
+        kernels |= count_vae(components.vae, direction) | count_tiny(components.tiny_vae, direction)
     kernels |= count_networks(components) | count_sd15() | count_others(components)
     memory = MemoryModel.of(components.controlnet, components.vae, components.memory_constants)
     merged = {name: merge(rows) for name, rows in kernels.items()}
@@ -164,6 +164,18 @@ def count_vae(vae: Any, direction: Direction) -> dict[str, list[Kernel]]:
         f"{direction} border": fit_sides(corner, halos=1),
         f"{direction} statistics": fit_sides(statistics),
     }
+
+
+def count_tiny(vae: Any, direction: Direction) -> dict[str, list[Kernel]]:
+    """The small autoencoder, stage by stage: each has one halo."""
+    channels, rows = 3 if direction == "encode" else vae.config["latent_channels"], []
+    for stage in tiny.stages(vae, direction):
+        layers = torch.nn.Sequential(*stage.layers)
+        shapes = [(1, channels, side * stage.scale, side * stage.scale) for side in SIDES]
+        works = [work_of(layers, torch.empty(shape, dtype=vae.dtype, device="meta")) for shape in shapes]
+        rows += [kernel._replace(halo=stage.halo) for kernel in fit_sides(works)]
+        channels = vae.config["block_out_channels"][0]
+    return {f"tiny {direction}": rows}
 
 
 def count_tile(vae: Any, direction: Direction, side: int, start: int) -> tuple[Work, Work]:

@@ -65,7 +65,8 @@ def build(device: str = "meta", dtype: torch.dtype = torch.float16) -> bundle.Co
     controlnet = fill(bundle.build_empty(lambda: bundle.build_controlnet(CONTROLNET, ram.token_dim)))
     vae = fill(bundle.build_empty(lambda: bundle.build_vae(VAE)))
     tagger = fill(bundle.build_empty(lambda: Ram(ram)))
-    constants = measure(unet, controlnet, vae, tagger)
+    tiny_vae = fill(bundle.build_empty(lambda: bundle.build_tiny_vae({})))
+    constants = measure(unet, controlnet, vae, tagger, tiny_vae)
     scheduler: Any = DDPMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", timestep_spacing="trailing"
     )
@@ -73,6 +74,7 @@ def build(device: str = "meta", dtype: torch.dtype = torch.float16) -> bundle.Co
         unet=unet,
         controlnet=controlnet,
         vae=vae,
+        tiny_vae=tiny_vae,
         text_encoder=fill(bundle.build_empty(lambda: bundle.build_text_encoder(TEXT_ENCODER))),
         tokenizer=CLIPTokenizer.from_pretrained(TOKENIZER, local_files_only=True),
         tagger=Tagger(

@@ -4,7 +4,7 @@ Equal to cswry/SeeSR: latent tiles of 320 that overlap by 4, one at a time; the 
 for every tile and step; VAE boxes of 1024 pixels with a border of 32 to encode and of 224 latent pixels with a border
 of 11 to decode, with attention inside each box; upsampling before its convolution. Two things differ and do not change
 the work: latent tiles blend by sin², and each VAE box has its own GroupNorm statistics, which upstream pools. Left out,
-in upstream's favour: the second branch at cfg_scale 1, the second run of the tagger, the resizing back and forth.
+in upstream's favour: the second run of the tagger, the resizing back and forth.
 """
 
 import copy
@@ -87,8 +87,9 @@ class UpstreamTiling(SeeSR):
         self.codec = BoxCodec(vae)
 
     def plan(self, size: Size, settings: Settings) -> TilePlan:
-        """Always PLAN."""
-        return PLAN
+        """PLAN, with the latent tiles of `settings` if they ask for any: upstream's script takes 96 overlapping 32."""
+        tile, overlap = settings.latent_tiled_size or PLAN.latent_tile, settings.latent_tiled_overlap or PLAN.overlap
+        return replace(PLAN, latent_tile=tile, overlap=overlap)
 
 
 def _copy_sharing_weights(model: Any) -> Any:

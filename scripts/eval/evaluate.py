@@ -3,6 +3,7 @@
     .venv/bin/python -m scripts.eval.evaluate                bicubic, Lanczos and this model at 1, 2 and 4 steps
     .venv/bin/python -m scripts.eval.evaluate --peers        Real-ESRGAN x4plus too
     .venv/bin/python -m scripts.eval.evaluate --fidelity     five values of the fidelity dial
+    .venv/bin/python -m scripts.eval.evaluate --fast-vae     the small autoencoder beside the VAE
     .venv/bin/python -m scripts.eval.evaluate --kds          kernel density steering and the same number of plain runs
     .venv/bin/python -m scripts.eval.evaluate --examples     the image of the README, from examples/
 
@@ -154,6 +155,7 @@ def read_arguments() -> argparse.Namespace:
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--kds", action="store_true", help="kernel density steering instead")
     instead.add_argument("--fidelity", action="store_true", help="the fidelity dial instead")
+    instead.add_argument("--fast-vae", action="store_true", help="the small autoencoder beside the VAE instead")
     parser.add_argument("--steps", type=int, nargs="+", choices=(1, 2, 3, 4), default=[1, 2, 4])
     parser.add_argument("--limit", type=int, help="largest number of photographs, evenly spread")
     parser.add_argument("--crop", type=int, default=0, help="side of the central crop, in pixels of the small image")
@@ -176,7 +178,12 @@ def main() -> None:
         return
     files, side = photographs.find(arguments.use), 0 if arguments.use == "test" else REDUCED
     plain = functools.partial(methods.plain, peers=arguments.peers)
-    make = methods.steering if arguments.kds else methods.fidelity if arguments.fidelity else plain
+    asked = {
+        methods.steering: arguments.kds,
+        methods.fidelity: arguments.fidelity,
+        methods.autoencoders: arguments.fast_vae,
+    }
+    make = next((method for method, wanted in asked.items() if wanted), plain)
     seesr, steps = SeeSR.load(arguments.bundle), sorted(set(arguments.steps))
     for scale in sorted(set(arguments.scales)):
         settings = Settings(scale_factor=scale, seed=arguments.seed)

@@ -1,10 +1,10 @@
-"""What evaluate.py compares: resampling, Real-ESRGAN, this model, its fidelity dial and its steering."""
+"""What evaluate.py compares: resampling, Real-ESRGAN, this model, its fidelity dial, autoencoders and steering."""
 
 import importlib
 import importlib.util
 import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -71,14 +71,24 @@ def plain(seesr: SeeSR, settings: Settings, steps: Sequence[int], peers: bool = 
 
 def fidelity(seesr: SeeSR, settings: Settings, steps: Sequence[int]) -> Trials:
     """The fidelity dial. Gains are counted from the neutral value."""
+    requests = {f"fidelity {value:g}": replace(settings, fidelity=value) for value in FIDELITIES}
+    return compare(seesr, requests, f"fidelity {NEUTRAL_FIDELITY:g}", steps)
+
+
+def autoencoders(seesr: SeeSR, settings: Settings, steps: Sequence[int]) -> Trials:
+    """The VAE and the small autoencoder. Gains are counted from the VAE."""
+    return compare(seesr, {"VAE": settings, "fast_vae": replace(settings, fast_vae=True)}, "VAE", steps)
+
+
+def compare(seesr: SeeSR, requests: Mapping[str, Settings], baseline: str, steps: Sequence[int]) -> Trials:
+    """Requests by name. Gains are counted from the one called `baseline`."""
 
     def trials(small: np.ndarray) -> Iterator[Trial]:
         for count in steps:
-            name, request = f"{STEPS[count]}: fidelity", replace(settings, num_inference_steps=count)
-            for value in FIDELITIES:
-                result = seesr.upscale(images.from_pixels(small), replace(request, fidelity=value))
+            for name, request in requests.items():
+                result = seesr.upscale(images.from_pixels(small), replace(request, num_inference_steps=count))
                 image, seconds = np.asarray(result.image), sum(result.timings.values())
-                yield Trial(f"{name} {value:g}", image, seconds, f"{name} {NEUTRAL_FIDELITY:g}")
+                yield Trial(f"{STEPS[count]}: {name}", image, seconds, f"{STEPS[count]}: {baseline}")
 
     return trials
 

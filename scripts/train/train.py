@@ -56,6 +56,9 @@ class Training:
     `draw` makes the batch of an iteration from its random numbers, `loss` makes the loss on a device.
     """
 
+    kind: type[Bundle] = Bundle
+    stage = STAGE
+
     def __init__(
         self,
         plan: Plan,
@@ -64,11 +67,11 @@ class Training:
         validation: Sequence[Batch],
         folder: Path,
         device: str = "cpu",
-        loss: Callable[[torch.device], RefineLoss] = RefineLoss,
+        loss: Callable[[torch.device], Any] = RefineLoss,
     ) -> None:
         torch.manual_seed(plan.seed)
         self.plan, self.draw, self.validation, self.folder = plan, draw, validation, folder
-        self.bundle = Bundle(start).to(device)
+        self.bundle = self.kind(start).to(device)
         self.loss = loss(self.bundle.device)
         self.trained = self.bundle.trained()
         self.average = {name: parameter.detach().clone() for name, parameter in self.trained.items()}
@@ -81,7 +84,7 @@ class Training:
     def run(self) -> None:
         """AdamW with a warm-up and a cosine. Every report validates the averaged weights and writes a checkpoint."""
         if not self.done:
-            self.floor = float(self._measure()[0].min()) - FLOOR
+            self._set_floor()
         started, history = time.monotonic(), []
         for iteration in range(self.done, self.plan.iterations):
             history.append(self._step(iteration))
@@ -93,7 +96,7 @@ class Training:
 
     def _step(self, iteration: int) -> float:
         """One iteration -> its loss"""
-        random = np.random.default_rng([self.plan.seed, STAGE, iteration])
+        random = np.random.default_rng([self.plan.seed, self.stage, iteration])
         torch.manual_seed(int(random.integers(2**31)))
         cosine = 0.01 + 0.495 * (1 + math.cos(math.pi * iteration / self.plan.iterations))
         for group in self.optimizer.param_groups:
@@ -127,16 +130,24 @@ class Training:
             falls.append(score(bicubic) - score(results[-1]))
         return np.mean(gains, axis=0), float(np.mean(falls))
 
-    def _report(self) -> None:
+    def _set_floor(self) -> None:
+        self.floor = float(self._measure()[0].min()) - FLOOR
+
+    def _validate(self) -> None:
         """The best weights are the averaged ones with the lowest BRISQUE of those whose gains are above the floor."""
-        self._swap()
         gains, fall = self._measure()
         told = ", ".join(f"{gain:+.3f}" for gain in gains)
         print(f"  1, 2, 4 steps over bicubic: {told} dB, BRISQUE {-fall:+.2f} at 4 steps", flush=True)
         if fall > self.best and gains.min() >= self.floor:
             self.best = fall
-            measured = {"gain_db": gains.round(3).tolist(), "brisque_below_bicubic": round(fall, 2)}
-            self._write("best.pt", {"bundle": self.bundle.state_dict(), "done": self.done, "measured": measured})
+            self._write_best({"gain_db": gains.round(3).tolist(), "brisque_below_bicubic": round(fall, 2)})
+
+    def _write_best(self, measured: Mapping[str, Any]) -> None:
+        self._write("best.pt", {"bundle": self.bundle.state_dict(), "done": self.done, "measured": measured})
+
+    def _report(self) -> None:
+        self._swap()
+        self._validate()
         self._swap()
         values = {key: getattr(self, key) for key in ("done", "best", "floor", "average")}
         states = {key: getattr(self, key).state_dict() for key in ("bundle", "optimizer", "loss")}
@@ -157,14 +168,19 @@ class Training:
         print(f"Continuing after {self.done} iterations", flush=True)
 
 
+def read_best(folder: Path) -> dict[str, Any]:
+    """The best checkpoint of a run. Raises RuntimeError where there is none."""
+    if not (folder / "best.pt").is_file():
+        raise RuntimeError(f"{folder} has no checkpoint as good as the start; train longer")
+    return torch.load(folder / "best.pt", map_location="cpu", weights_only=True)
+
+
 def export(training: Training, entries: Sequence[Mapping[str, str]], out: Path, before: Mapping[str, Any]) -> None:
     """Write the best checkpoint as a bundle, in fp16. Its bundle.json credits the photographs (`entries`).
 
     `before` is the bundle.json of the bundle that training started from. Raises RuntimeError without a checkpoint.
     """
-    if not (training.folder / "best.pt").is_file():
-        raise RuntimeError(f"{training.folder} has no checkpoint as good as the start; train longer")
-    state = torch.load(training.folder / "best.pt", map_location="cpu", weights_only=True)
+    state = read_best(training.folder)
     training.bundle.to("cpu").load_state_dict(state["bundle"])
     plan, iterations, known = training.plan, before["iterations"], before["photographs"]
     credits = [{key: entry[key] for key in ("file", "credit", "licence")} for entry in entries]

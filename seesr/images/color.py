@@ -119,7 +119,7 @@ def _by_profile(pixels: np.ndarray, stated: StatedColors) -> Found | None:
         if len(codes) == 2 and codes[1] in (srgb.PQ, srgb.HLG):
             return _by_cicp(pixels, replace(stated, cicp=(*codes, 0, 1)))
         light, tints = _measure(source, mode)
-        if np.ptp(light) < 0.01:
+        if np.ptp(light[:240]) < 0.05:  # of the lightest the colour engine makes white
             raise ValueError("it makes all tones equal")
         gamma, like_rgb = icc.effective_gamma(light), mode == "L" or _are_red_green_blue(tints)
         if like_rgb and LOWEST_GAMMA - 0.03 < gamma < HIGHEST_GAMMA + 0.03:  # it is measured in 8 bits
@@ -296,41 +296,3 @@ def _enlarge_rows(half: np.ndarray, shape: Sequence[int], rows: slice) -> np.nda
     share = (places - above).astype(np.float32)[:, None, None]
     mixed = half[above] * (1 - share) + half[below] * share
     return cv2.resize(mixed, (width, len(mixed)), interpolation=cv2.INTER_LINEAR).reshape(-1, width, channels)
-
-
-# Until read.py and write.py use understand() ------------------------------------------------------------------------
-
-
-def to_srgb(image: Image.Image, profile: bytes | None, grey: bool) -> tuple[Image.Image, bytes | None]:
-    """Image under an ICC profile -> RGB image in sRGB, and the profile if the result can carry it (RGB or grey).
-
-    A profile that does not fit the image is left out, and a warning is logged.
-    """
-    plain = image.convert("L" if grey else "CMYK" if image.mode == "CMYK" else "RGB")
-    if not profile:
-        return plain.convert("RGB"), None
-    try:
-        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        space = source.profile.xcolor_space.strip()  # pyright: ignore
-        if space != {"L": "GRAY"}.get(plain.mode, plain.mode):
-            raise ImageCms.PyCMSError(f"it is for {space}, the image is {plain.mode}")
-        converted = ImageCms.profileToProfile(plain, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
-        assert converted is not None
-        return converted, None if plain.mode == "CMYK" else profile
-    except (ImageCms.PyCMSError, OSError, ValueError) as error:
-        log.warning("The colour profile of the image is not usable and is left out: %s", error)
-        return plain.convert("RGB"), None
-
-
-def from_srgb(image: Image.Image, profile: bytes | None, grey: bool) -> tuple[Image.Image, bytes | None]:
-    """RGB image in sRGB -> image under `profile` (L if `grey`) and `profile`; in sRGB and None if it can't convert."""
-    mode = "L" if grey else "RGB"
-    if profile is not None:
-        try:
-            target = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-            converted = ImageCms.profileToProfile(image, ImageCms.createProfile("sRGB"), target, outputMode=mode)
-            assert converted is not None
-            return converted, profile
-        except (ImageCms.PyCMSError, OSError) as error:
-            log.warning("The colour profile of the image converts only to sRGB: the result is in sRGB. (%s)", error)
-    return image.convert(mode), None

@@ -35,20 +35,31 @@ def boxes(body: memoryview) -> Iterator[Box]:
 
 
 def is_cut(data: bytes) -> bool:
-    """Whether a box ends, or the pixels of an item lie, beyond the end of the file."""
-    for kind, body, whole in boxes(memoryview(data)):
-        if not whole and kind in _TOP_LEVEL:
-            return True
-        if kind == b"meta" and _last_byte(_children(body).get(b"iloc", memoryview(b""))) > len(data):
-            return True
-    return False
+    """Whether a box ends, or an item lies, beyond the end of the file."""
+    if any(kind in _TOP_LEVEL and not whole for kind, _, whole in boxes(memoryview(data))):
+        return True
+    return any(end > len(data) for _, _, end in _places(_meta(memoryview(data))))
+
+
+def take_exif(data: bytes) -> tuple[bytes, bytes | None]:
+    """The file without its EXIF, whose faults decoders do not forgive, and the EXIF."""
+    file = bytearray(data)
+    meta = _meta(memoryview(file))
+    for kind, body, _ in boxes(meta.get(b"iinf", memoryview(b""))[6:]):
+        wide = len(body) > 0 and body[0] > 2  # the item's number has 4 bytes
+        name = slice(10, 14) if wide else slice(8, 12)
+        if kind == b"infe" and body[name] == b"Exif":
+            item = int.from_bytes(body[4:8] if wide else body[4:6])
+            found = b"".join(data[start:end] for number, start, end in _places(meta) if number == item)
+            body[name] = b"free"
+            return bytes(file), found[4 + int.from_bytes(found[:4]) :] or None  # it begins with where the TIFF begins
+    return data, None
 
 
 def properties(data: bytes) -> list[tuple[bytes, memoryview]]:
     """Type and body of the properties of the primary image, in the order in which they apply."""
-    meta = next((body for kind, body, _ in boxes(memoryview(data)) if kind == b"meta"), memoryview(b""))
-    children = _children(meta)
-    primary, known = children.get(b"pitm", b""), children.get(b"iprp", memoryview(b""))
+    meta = _meta(memoryview(data))
+    primary, known = meta.get(b"pitm", b""), meta.get(b"iprp", memoryview(b""))
     if len(primary) < 6:
         return []
     item = int.from_bytes(primary[4:8] if primary[0] else primary[4:6])
@@ -65,6 +76,21 @@ def color_codes(stated: list[tuple[bytes, memoryview]]) -> tuple[int, int, int, 
             primaries, transfer, _ = struct.unpack_from(">3H", body, 4)
             return primaries, transfer, 0, 1
     return None
+
+
+def depth(stated: list[tuple[bytes, memoryview]]) -> int:
+    """Bits a channel, by a pixi or an av1C property; 8 if there is none."""
+    for kind, body in stated:
+        if kind == b"pixi" and len(body) > 5:
+            return max(body[5 : 5 + body[4]], default=8)
+        if kind == b"av1C" and len(body) > 2:
+            return 8 if not body[2] & 0x40 else 12 if body[2] & 0x20 else 10
+    return 8
+
+
+def is_grey(stated: list[tuple[bytes, memoryview]]) -> bool:
+    """Whether an av1C property says that the image has one channel."""
+    return any(kind == b"av1C" and len(body) > 2 and bool(body[2] & 0x10) for kind, body in stated)
 
 
 def transformed(pixels: np.ndarray, stated: list[tuple[bytes, memoryview]]) -> np.ndarray:
@@ -91,8 +117,10 @@ def _cropped(pixels: np.ndarray, clap: memoryview) -> np.ndarray:
     return pixels[rows, columns] if inside else pixels
 
 
-def _children(meta: memoryview) -> dict[bytes, memoryview]:
-    return {kind: body for kind, body, _ in boxes(meta[4:])}  # it begins with version and flags
+def _meta(data: memoryview) -> dict[bytes, memoryview]:
+    """The boxes of the meta box, behind its version and flags."""
+    meta = next((body for kind, body, _ in boxes(data) if kind == b"meta"), memoryview(b""))
+    return {kind: body for kind, body, _ in boxes(meta[4:])}
 
 
 def _associated(box: memoryview, item: int) -> list[int]:
@@ -112,11 +140,12 @@ def _associated(box: memoryview, item: int) -> list[int]:
     return []
 
 
-def _last_byte(iloc: memoryview) -> int:
-    """Where the last byte of all items is that lie in the file itself."""
+def _places(meta: dict[bytes, memoryview]) -> Iterator[tuple[int, int, int]]:
+    """Number, first byte and end of the items, or their parts, that lie in the file itself."""
+    iloc, at = meta.get(b"iloc", memoryview(b"")), 6
     if len(iloc) < 8:
-        return 0
-    version, at, last = iloc[0], 6, 0
+        return
+    version, wide = iloc[0], 4 if iloc[0] == 2 else 2
     offset_size, length_size, base_size, index_size = iloc[4] >> 4, iloc[4] & 15, iloc[5] >> 4, iloc[5] & 15
 
     def number(size: int) -> int:
@@ -124,17 +153,14 @@ def _last_byte(iloc: memoryview) -> int:
         at += size
         return int.from_bytes(iloc[at - size : at])
 
-    for _ in range(number(4 if version == 2 else 2)):
-        if at >= len(iloc):
-            break
-        number(4 if version == 2 else 2)
-        method = number(2) & 15 if version else 0
+    for _ in range(number(wide)):
+        item, method = number(wide), number(2) & 15 if version else 0
         number(2)
         base = number(base_size)
         for _ in range(number(2)):
-            number(index_size if version else 0)
-            end = base + number(offset_size) + number(length_size)
-            last = end if method == 0 and end > last else last
             if at >= len(iloc):
-                break
-    return last
+                return
+            number(index_size if version else 0)
+            start, length = base + number(offset_size), number(length_size)
+            if method == 0:
+                yield item, start, start + length

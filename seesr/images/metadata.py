@@ -226,16 +226,20 @@ def _chunks(data: memoryview) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _text(kind: bytes, body: bytes) -> tuple[bytes, bytes]:
-    """The keyword and the unpacked value of a tEXt, zTXt or iTXt chunk; empty for others."""
+    """The keyword and the unpacked value of a tEXt, zTXt or iTXt chunk; empty where it is not one or too long."""
     if not kind.endswith(b"Xt"):
         return b"", b""
     name, _, value = body.partition(b"\0")
     packed = kind == b"zTXt" or (kind == b"iTXt" and value[:1] == b"\1")
     value = {b"tEXt": value, b"zTXt": value[1:], b"iTXt": value[2:].split(b"\0", 2)[-1]}[kind]
+    if not packed:
+        return name, value
+    unpacker = zlib.decompressobj()
     try:
-        return name, zlib.decompressobj().decompress(value, MAX_TEXT) if packed else value
+        value = unpacker.decompress(value, MAX_TEXT)
     except zlib.error:
         return name, b""
+    return name, value if unpacker.eof else b""
 
 
 def _raw_profile(value: bytes) -> bytes:

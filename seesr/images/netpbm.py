@@ -69,13 +69,12 @@ def _scaled(values: np.ndarray, largest: int) -> np.ndarray:
 
 def _from_text(text: bytes, count: int, digits: bool) -> np.ndarray:
     """`count` numbers in decimal digits; `digits`: each is one digit, and there may be no space between."""
-    text = _BETWEEN.sub(b"", text)
+    text = _BETWEEN.sub(b"", text) if b"#" in text else text
     if digits:
         values = np.frombuffer(text, np.uint8)
         values = values[(values == ord("0")) | (values == ord("1"))][:count] - ord("0")
     else:
-        values = np.fromstring(text, np.int64, count, sep=" ")  # whitespace of any kind
-        values = np.clip(values, 0, 65535).astype(np.uint16)
+        values = np.fromstring(text, np.uint16, sep=" ")[:count]  # whitespace of any kind
     if values.size < count:
         raise ValueError("a netpbm file that ends early")
     return values

@@ -1,5 +1,6 @@
 """The pixels of a file as it stores them, before colours and orientation are applied."""
 
+import functools
 import math
 from dataclasses import dataclass, field
 
@@ -38,7 +39,9 @@ def check_size(width: int, height: int) -> None:
 
 def unsupported(kind: str, instead: str = "as 8 or 16 bit RGB") -> RefusalError:
     """The refusal of a file that is valid but of a kind that is not read."""
-    return RefusalError(f"image must be of a kind that is read here, got {kind}; save it {instead}")
+    return RefusalError(
+        f"image must be an image file of a supported kind, got {kind}, which is not read; save it {instead}"
+    )
 
 
 _READ_AS = {"1": "L", "L": "L", "LA": "LA", "La": "LA", "P": "RGB", "PA": "RGBA", "RGB": "RGB", "RGBX": "RGB"}
@@ -81,6 +84,11 @@ def scaled(values: np.ndarray, largest: int) -> np.ndarray:
     if largest == white:
         return values.astype(dtype, copy=False)
     if largest < 65536:
-        table = np.minimum((np.arange(2 ** math.ceil(math.log2(largest + 1))) * white + largest // 2) // largest, white)
-        return table.astype(dtype)[values]
+        return _table(largest, white).astype(dtype)[values]
     return (values / (largest / white) + 0.5).astype(dtype)
+
+
+@functools.lru_cache(8)
+def _table(largest: int, white: int) -> np.ndarray:
+    steps = np.arange(2 ** math.ceil(math.log2(largest + 1)))
+    return np.minimum((steps * white + largest // 2) // largest, white)

@@ -3,26 +3,27 @@
 import io
 import logging
 import os
+import re
 import warnings
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
 
+import cv2
 import numpy as np
-import pi_heif
 from PIL import Image, UnidentifiedImageError
 
-from seesr.images import isobmff, netpbm, read_jpeg, read_png, tiff, tiff_pixels
+from seesr.images import isobmff, netpbm, qoi, read_heif, read_jpeg, read_png, tiff, tiff_pixels
 from seesr.images.color import ColorSpace, StatedColors, alpha_bleed, understand
 from seesr.images.metadata import Metadata, apply_orientation, read_metadata
 from seesr.images.pixels import from_pixels
-from seesr.images.raster import MAX_PIXELS, Raster, RefusalError, check_size, from_image
+from seesr.images.raster import MAX_PIXELS, STRIP, Raster, RefusalError, check_size, from_image, unsupported
 
 log = logging.getLogger(__name__)
 
 MAX_BYTES = 4 * MAX_PIXELS + 16_000_000  # the largest file that is opened: MAX_PIXELS as RGBA, and what stands before
 
-pi_heif.register_heif_opener(thumbnails=False, depth_images=False, aux_images=False)
+cv2.setLogLevel(0)  # what a reader says about a damaged file is no message for users
 
 # Formats that Pillow opens, by how a file begins. None of its readers starts another program or reads only a header.
 _STARTS = {
@@ -35,6 +36,7 @@ _STARTS = {
 }
 _AVIF, _HEIF = {b"avif", b"avis"}, {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"}
 _WITHOUT_START = ("BMP", "DIB", "ICO", "TGA", "PCX")  # Pillow decides by more than a few bytes
+_RARE = re.compile(r"(?i)(unsupported|unknown) (bmp (compression|pixel depth|bitfields)|\w+ mode)")  # Pillow's words
 _NAMES = {"WEBP": "WebP", "HEIF": "HEIC"}
 
 # Formats that are not read, by how a file begins.
@@ -53,7 +55,7 @@ _NOT_READ = {
     b"PF\n": "a floating point PFM file",
     b"Pf\n": "a floating point PFM file",
 }
-_RAW_STARTS = (b"FUJIFILMCCD-RAW", b"FOVb", b"\0MRM")
+_RAW_STARTS = (b"FUJIFILMCCD-RAW", b"FOVb", b"\0MRM", b"II\x1a\0\0\0HEAP")  # Fuji, Sigma, Minolta, old Canon
 
 
 @dataclass(frozen=True)
@@ -91,10 +93,9 @@ def open_image(source: str | Path | BinaryIO) -> OpenedImage:
     Raises ValueError if the file is missing, not an image, damaged, of a kind that is not read, or larger than
     MAX_PIXELS or MAX_BYTES.
     """
-    data = _read_bytes(source)
-    kind = ""
+    data, kind = [_read_bytes(source)], ""
     try:
-        kind = _kind(data)
+        kind = _kind(data[0])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return _open(data, kind)
@@ -108,6 +109,8 @@ def open_image(source: str | Path | BinaryIO) -> OpenedImage:
         if not kind and isinstance(error, UnidentifiedImageError):
             kinds = "PNG, JPEG, WebP, AVIF, HEIC, TIFF, BMP or GIF"
             raise ValueError(f"image must be an image file ({kinds}), got a file that is none of these") from None
+        if not kind and _RARE.search(str(error)):
+            raise ValueError(str(unsupported("a file of a rare kind", "as PNG"))) from None
         found = f"a damaged file ({_NAMES.get(kind, kind)})" if kind else "a damaged file"
         raise ValueError(f"image must be a complete image file, got {found}; upload it again") from error
 
@@ -139,7 +142,7 @@ def _kind(data: bytes) -> str:
         )
     for start, name in _NOT_READ.items():
         if data.startswith(start):
-            raise RefusalError(f"image must be an image file of a kind that is read here, got {name}; save it as PNG")
+            raise unsupported(name, "as PNG")
     if tiff.is_tiff(data):
         return "TIFF"
     if netpbm.is_netpbm(data):
@@ -150,58 +153,59 @@ def _kind(data: bytes) -> str:
     return "" if found == "WEBP" and data[8:12] != b"WEBP" else found
 
 
-def _open(data: bytes, kind: str) -> OpenedImage:
-    if kind == "TIFF":
-        page, at = tiff.choose_page(data)
-        return _finish(tiff_pixels.read(data, page), *read_metadata(None, data, at))
-    if kind == "PNM":
-        return _finish(netpbm.read(data))
-    if kind == "PNG":
-        data = read_png.mend(data)
-    elif kind == "JPEG":
-        read_jpeg.check_kind(data)
-    elif kind in ("AVIF", "HEIF") and isobmff.is_cut(data):
-        raise ValueError("a file that ends early")
-    with Image.open(io.BytesIO(data), formats=[kind] if kind else _WITHOUT_START) as image:
-        check_size(*image.size)
-        if getattr(image, "n_frames", 1) > 1:
-            log.info("The image has %d frames: upscaling the first.", image.n_frames)  # pyright: ignore
-        metadata, orientation = read_metadata(image, data)
-        if kind == "PNG":
-            raster = read_png.read(data, image)
-        else:
-            raster = read_jpeg.read(data, image) if kind == "JPEG" else from_image(image)
-            raster = replace(raster, stated=StatedColors(icc=image.info.get("icc_profile")))
-    if kind in ("AVIF", "HEIF"):
-        raster, orientation = _by_boxes(raster, data, kind), 1
-    return _finish(raster, metadata, orientation)
-
-
-def _by_boxes(raster: Raster, data: bytes, kind: str) -> Raster:
-    """What the boxes say about colours, and about place where the decoder leaves that to its user (AVIF)."""
-    stated = isobmff.properties(data)
-    if not raster.stated.icc:  # a profile says more
-        raster = replace(raster, stated=StatedColors(cicp=isobmff.color_codes(stated)))
-    if kind == "HEIF":
-        return raster
-    alpha = None if raster.alpha is None else isobmff.transformed(raster.alpha, stated)
-    return replace(raster, pixels=isobmff.transformed(raster.pixels, stated), alpha=alpha)
-
-
-def _finish(raster: Raster, metadata: Metadata | None = None, orientation: int = 1) -> OpenedImage:
-    """Colours understood, upright, and with colours below transparent parts."""
-    pixels, color = understand(raster.pixels, raster.mode, raster.stated)
+def _open(file: list[bytes], kind: str) -> OpenedImage:
+    """Decode the file, which is taken out of the list, and free it; then colours, orientation, transparent parts."""
+    raster, metadata, orientation = _decode(file.pop(), kind)
     alpha = None if raster.alpha is None or raster.alpha.min() == np.iinfo(raster.alpha.dtype).max else raster.alpha
-    del raster
+    pixels, mode, stated = raster.pixels, raster.mode, raster.stated
+    del raster  # each of them may be hundreds of megabytes
+    pixels, color = understand(pixels, mode, stated)
     pixels = apply_orientation(pixels, orientation)
     if alpha is not None:
         alpha = apply_orientation(alpha, orientation)
         pixels = alpha_bleed(pixels, alpha)
     grey = pixels.shape[2] == 1
-    rgb = from_pixels(pixels[..., 0] if grey else pixels).convert("RGB")
+    rgb, mask = _eight_bit(pixels, "RGB"), None if alpha is None else _eight_bit(alpha, "L")
     if pixels.dtype == np.uint8:
-        mask = None if alpha is None else Image.fromarray(alpha)
-        return OpenedImage(rgb, mask, grey, color=color, metadata=metadata or Metadata())
-    mask = None if alpha is None else from_pixels(alpha)
+        return OpenedImage(rgb, mask, grey, color=color, metadata=metadata)
     pixels = np.repeat(pixels, 3, axis=2) if grey else pixels
-    return OpenedImage(rgb, mask, grey, pixels, alpha, color, metadata or Metadata())
+    return OpenedImage(rgb, mask, grey, pixels, alpha, color, metadata)
+
+
+def _eight_bit(pixels: np.ndarray, mode: str) -> Image.Image:
+    height, width = pixels.shape[:2]
+    image = Image.new(mode, (width, height))
+    pixels = pixels[..., 0] if pixels.shape[2:] == (1,) else pixels
+    for top in range(0, height, STRIP):
+        image.paste(from_pixels(pixels[top : top + STRIP]).convert(mode), (0, top))
+    return image
+
+
+def _decode(data: bytes, kind: str) -> tuple[Raster, Metadata, int]:
+    """What the file stores, and its orientation."""
+    if kind == "TIFF":
+        page, at = tiff.choose_page(data)
+        return tiff_pixels.read(data, page), *read_metadata(None, data, at)
+    if kind in ("PNM", "QOI"):
+        return (netpbm if kind == "PNM" else qoi).read(data), Metadata(), 1
+    if kind == "PNG":
+        data = read_png.mend(data)
+    elif kind == "JPEG":
+        read_jpeg.check_kind(data)
+    data, exif = isobmff.take_exif(data) if kind in ("AVIF", "HEIF") else (data, None)
+    with Image.open(io.BytesIO(data), formats=[kind] if kind else _WITHOUT_START) as image:
+        check_size(*image.size)
+        if exif:
+            image.info["exif"] = exif
+        if getattr(image, "n_frames", 1) > 1:
+            log.info("The image has %d frames: upscaling the first.", image.n_frames)  # pyright: ignore
+        metadata, orientation = read_metadata(image, data)
+        raster = _READERS.get(kind, _read_by_pillow)(data, image)
+    return raster, metadata, 1 if kind in ("AVIF", "HEIF") else orientation  # read_heif turns them
+
+
+def _read_by_pillow(data: bytes, image: Image.Image) -> Raster:
+    return replace(from_image(image), stated=StatedColors(icc=image.info.get("icc_profile")))
+
+
+_READERS = {"PNG": read_png.read, "JPEG": read_jpeg.read, "AVIF": read_heif.read, "HEIF": read_heif.read}

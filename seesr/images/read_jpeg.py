@@ -3,9 +3,11 @@
 import io
 import logging
 import struct
+from dataclasses import replace
 
 from PIL import Image
 
+from seesr.images.color import StatedColors
 from seesr.images.raster import STRIP, Raster, check_size, from_image, unsupported
 
 log = logging.getLogger(__name__)
@@ -22,15 +24,23 @@ _LOSSLESS, _HIERARCHICAL, _JPEG_LS = (3, 7, 11, 15), (5, 6, 7, 13, 14, 15), 0xF7
 
 def read(data: bytes, image: Image.Image) -> Raster:
     """The pixels of a JPEG, which Pillow has opened as `image`. A file that lacks only its end marker is read."""
+    return replace(_read(data, image), stated=StatedColors(icc=image.info.get("icc_profile")))
+
+
+def _read(data: bytes, image: Image.Image) -> Raster:
     try:
         return from_image(image)
     except OSError:
         data = data.removesuffix(b"\xff")
-        mended, *others = (Image.open(io.BytesIO(data + more + _END), formats=["JPEG"]) for more in (b"", *_JUNK))
-        if not all(_are_equal(mended, other) for other in others):  # libjpeg took junk for pixels that were missing
-            raise
+        mended = _open(data + _END)
+        if not all(_are_equal(mended, _open(data + junk + _END)) for junk in _JUNK):
+            raise  # libjpeg took junk for pixels that are missing
         log.warning("The JPEG lacks its end marker. Its pixels are complete.")
         return from_image(mended)
+
+
+def _open(data: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(data), formats=["JPEG"])
 
 
 def _are_equal(one: Image.Image, other: Image.Image) -> bool:

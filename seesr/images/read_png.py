@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 
 from seesr.images.color import StatedColors
-from seesr.images.raster import Raster, check_size, from_image
+from seesr.images.raster import Raster, check_size, from_image, unsupported
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +22,7 @@ _GREY, _RGB, _GREY_ALPHA, _RGBA = 0, 2, 4, 6  # colour types
 
 
 def chunks(data: bytes) -> Iterator[tuple[bytes, memoryview, memoryview, bool]]:
-    """Type, body, the whole chunk, and whether its checksum is right, up to where the file ends."""
+    """Type, body, the whole chunk, and whether its checksum is right, up to the end."""
     view, at = memoryview(data), len(START)
     while at + 12 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, at)
@@ -30,17 +30,21 @@ def chunks(data: bytes) -> Iterator[tuple[bytes, memoryview, memoryview, bool]]:
         if len(whole) < 12 + length:
             return
         yield kind, whole[8:-4], whole, zlib.crc32(whole[4:-4]) == int.from_bytes(whole[-4:])
-        at += len(whole)
+        at = len(data) if kind == b"IEND" else at + len(whole)
 
 
 def mend(data: bytes) -> bytes:
-    """The file without the ancillary chunks whose checksum is wrong."""
+    """The file without the ancillary chunks whose checksum is wrong. ValueError if that of another chunk is."""
     good: list[bytes | memoryview] = [data[: len(START)]]
     at = len(START)
     for kind, _, whole, right in chunks(data):
+        if kind == b"CgBI":
+            raise unsupported("a PNG for iOS apps (CgBI)", "as an ordinary PNG")
         at += len(whole)
-        if right or not kind[:1].islower():
+        if right:
             good.append(whole)
+        elif not kind[:1].islower():
+            raise ValueError("a critical chunk of a PNG with a wrong checksum")
         else:
             log.warning("The chunk %s of the PNG is damaged and is left out.", kind.decode("ascii", "replace"))
     return data if sum(map(len, good)) == at else b"".join([*good, data[at:]])

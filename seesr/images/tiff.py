@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 (STRIP_OFFSETS, SAMPLES, ROWS_PER_STRIP, STRIP_BYTES, PLANAR, PREDICTOR) = (273, 277, 278, 279, 284, 317)
 (COLOR_MAP, TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, TILE_BYTES, SUB_DIRECTORIES) = (320, 322, 323, 324, 325, 330)
 (INK_SET, EXTRA_SAMPLES, SAMPLE_FORMAT, SAMPLE_MIN, SAMPLE_MAX, PROFILE) = (332, 338, 339, 340, 341, 34675)
-NEW_SUBFILE_TYPE, SUBFILE_TYPE, DNG_VERSION = 254, 255, 50706
+NEW_SUBFILE_TYPE, SUBFILE_TYPE, WHITE_POINT, DNG_VERSION = 254, 255, 318, 50706
 
 MAX_PAGES = 200  # directories that are looked at
 
@@ -29,8 +29,8 @@ def is_tiff(data: bytes) -> bool:
 
 
 def is_raw(data: bytes) -> bool:
-    """Whether a file like a TIFF is camera raw (DNG, NEF, CR2, ARW, PEF, SRW, ORF, RW2)."""
-    if data[:4] in _RAW_STARTS or data[8:10] == b"CR":
+    """Whether a file like a TIFF is camera raw (DNG, NEF, CR2, ARW, PEF, SRW, IIQ, ORF, RW2)."""
+    if data[:4] in _RAW_STARTS or data[8:10] == b"CR" or data[8:12] in (b"IIII", b"MMMM"):  # Canon, Phase One
         return True
     return any(
         DNG_VERSION in page.entries

@@ -21,6 +21,7 @@ from seesr.images.tiff_segments import (
     ICCLAB,
     PALETTE,
     SIGNED,
+    UNDEFINED,
     UNSIGNED,
     WHITE_IS_ZERO,
     YCBCR,
@@ -47,7 +48,10 @@ def read(data: bytes, page: Directory) -> Raster:
     """The pixels of a page, not turned. RefusalError for a kind that is not read, other errors for a damaged file."""
     check_size(integer(page, tiff.WIDTH), integer(page, tiff.HEIGHT))
     profile = bytes(page.entries[tiff.PROFILE][2]) if tiff.PROFILE in page.entries else None
-    stated = StatedColors(icc=profile or None)
+    white = (
+        tuple(page.numbers(tiff.WHITE_POINT)[:2]) if integer(page, tiff.PHOTOMETRIC, 1) in (CIELAB, ICCLAB) else None
+    )
+    stated = StatedColors(icc=profile or None, chromaticities=white or None)
     if integer(page, tiff.COMPRESSION, 1) in _BY_PILLOW or integer(page, tiff.PHOTOMETRIC, 1) == YCBCR:
         return replace(_read_by_pillow(data, page), stated=stated)
     layout = layout_of(page, len(data))
@@ -93,16 +97,16 @@ class _Scale:
         self.beyond, self.lowest, self.highest, self.whole = 0, 0.0, 1.0, True
         low, high = numbers(page, tiff.SAMPLE_MIN), numbers(page, tiff.SAMPLE_MAX)
         self.range = (min(low), max(high)) if low and high and -1e30 < min(low) < max(high) < 1e30 else None
-        if layout.form not in (UNSIGNED, SIGNED, FLOAT, 4):
+        if layout.form not in (UNSIGNED, SIGNED, FLOAT, UNDEFINED):
             raise unsupported("a TIFF of complex numbers")
-        if layout.form == SIGNED and self.range is None and layout.photometric not in (CIELAB, ICCLAB):
+        if layout.form == SIGNED and self.range is None:
             raise unsupported("a TIFF of signed numbers that does not say which are black and white")
         if layout.photometric == PALETTE:
             self.dtype, self.channels, self.table = np.uint8, 3, self._palette(page)
 
     def _palette(self, page: Directory) -> np.ndarray:
         colors = np.array(integers(page, tiff.COLOR_MAP), np.int64)
-        if self.layout.bits > 16 or self.layout.form != UNSIGNED or len(colors) != 3 * 2**self.layout.bits:
+        if self.layout.form != UNSIGNED or len(colors) != 3 * 2**self.layout.bits:
             raise ValueError("a TIFF with a wrong colour map")
         # Some writers store 8-bit values.
         table = colors if colors.max() < 256 else (colors + 128) // 257
@@ -132,8 +136,6 @@ class _Scale:
 
     def __call__(self, values: np.ndarray) -> np.ndarray:
         bits = self.layout.bits
-        if self.layout.photometric in (CIELAB, ICCLAB):
-            return values.view(f"{values.dtype.byteorder}u{values.itemsize}").astype(self.dtype)
         if self.layout.form not in (SIGNED, FLOAT):
             return scaled(values, 2**bits - 1)
         low, high = self.range or (0.0, 1.0)
@@ -160,7 +162,7 @@ class _Scale:
     def check(self) -> None:
         """Raise RefusalError if the numbers do not mean what was taken for black and white."""
         if self.range is None and self.beyond > MOST_BEYOND * self.layout.width * self.layout.height * self.channels:
-            found = f"a floating point TIFF with values from {self.lowest:.4g} to {self.highest:.4g}, not 0 to 1"
+            found = f"a floating point TIFF with values from {self.lowest:.6g} to {self.highest:.6g}, not 0 to 1"
             raise unsupported(found)
         if self.beyond:
             log.warning("%d values of the TIFF are below black or above white: they are clipped.", self.beyond)
@@ -170,7 +172,7 @@ def _read_by_pillow(data: bytes, page: Directory) -> Raster:
     """A page of JPEG, fax or YCbCr, from a TIFF that has only the tags about pixels: others can't do harm."""
     bits, jpeg = max(integers(page, tiff.BITS) or [1]), integer(page, tiff.COMPRESSION, 1) in _JPEG
     if bits not in (1, 8) or (jpeg and integer(page, tiff.PLANAR, 1) == 2 and integer(page, tiff.SAMPLES, 1) > 1):
-        raise unsupported("a TIFF of JPEGs that have more than 8 bits, or one channel each")
+        raise unsupported("a TIFF of JPEG or YCbCr that has more than 8 bits, or its channels apart")
     entries: dict[int, tuple[int, int, Any]] = {tag: page.entries[tag] for tag in _STRUCTURE if tag in page.entries}
     if jpeg:
         entries.pop(tiff.FILL_ORDER, None)  # it does not apply, and Pillow would look for it

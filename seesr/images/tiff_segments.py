@@ -14,7 +14,7 @@ from PIL import TiffImagePlugin
 
 from seesr.images import tiff
 from seesr.images.directory import Directory
-from seesr.images.raster import MAX_PIXELS, unsupported
+from seesr.images.raster import unsupported
 from seesr.images.tiff import integer, integers
 
 log = logging.getLogger(__name__)
@@ -23,8 +23,10 @@ _NONE, _LZW, _DEFLATE, _OLD_DEFLATE, _LZMA, _PACKBITS = 1, 5, 8, 32946, 34925, 3
 _COMPRESSIONS = {34661: "JBIG", 34712: "JPEG 2000", 34887: "LERC", 50000: "Zstandard", 50001: "WebP", 50002: "JPEG XL"}
 WHITE_IS_ZERO, RGB, PALETTE, CMYK, YCBCR, CIELAB, ICCLAB = 0, 2, 3, 5, 6, 8, 9
 _COLORS = {WHITE_IS_ZERO: 1, 1: 1, RGB: 3, PALETTE: 1, CMYK: 4, CIELAB: 3, ICCLAB: 3}
-UNSIGNED, SIGNED, FLOAT = 1, 2, 3
+_DEPTHS = {PALETTE: range(1, 9), CIELAB: (8, 16), ICCLAB: (8, 16)}
+UNSIGNED, SIGNED, FLOAT, UNDEFINED = 1, 2, 3, 4
 _ASSOCIATED, _UNASSOCIATED = 1, 2
+MAX_SEGMENT = 2**30  # bytes of a strip or a tile
 _BLOCK = 2**22  # bytes that are decoded at a time, about
 _REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
@@ -68,20 +70,22 @@ class Layout:
 
 
 def layout_of(page: Directory, length: int) -> Layout:
+    """The layout of a page in a file of `length` bytes. RefusalError for one that is not read."""
     compression = integer(page, tiff.COMPRESSION, 1)
     if compression not in (_NONE, _LZW, _DEFLATE, _OLD_DEFLATE, _LZMA, _PACKBITS):
         name = _COMPRESSIONS.get(compression, f"method {compression}")
         raise unsupported(f"a TIFF with {name} compression", "with LZW, deflate or no compression")
-    samples, bits, forms = (
-        integer(page, tiff.SAMPLES, 1),
-        integers(page, tiff.BITS) or [1],
-        integers(page, tiff.SAMPLE_FORMAT) or [1],
-    )
+    samples, bits = integer(page, tiff.SAMPLES, 1), integers(page, tiff.BITS) or [1]
     photometric = integer(page, tiff.PHOTOMETRIC, RGB if samples >= 3 else 1)
     if photometric not in _COLORS or (photometric == CMYK and integer(page, tiff.INK_SET, 1) != 1):
         raise unsupported("a TIFF of a colour model other than grey, RGB, palette, CMYK and Lab")
+    forms = integers(page, tiff.SAMPLE_FORMAT) or [UNSIGNED]
+    if photometric in (CIELAB, ICCLAB):
+        forms = [UNSIGNED]  # the photometry says which are signed
     if len(set(bits)) > 1 or len(set(forms)) > 1:
         raise unsupported("a TIFF whose channels differ in depth")
+    if bits[0] not in _DEPTHS.get(photometric, range(1, 65)):
+        raise unsupported(f"a TIFF of {bits[0]} bits a channel in this colour model")
     extra = integers(page, tiff.EXTRA_SAMPLES) or [_UNASSOCIATED]
     colors, extra = _COLORS[photometric], extra[: max(0, samples - _COLORS[photometric])]
     if samples < colors or samples > 32 or (colors == 1 and samples > 2):
@@ -94,17 +98,29 @@ def layout_of(page: Directory, length: int) -> Layout:
         segment = integer(page, tiff.TILE_HEIGHT), integer(page, tiff.TILE_WIDTH)
     else:
         segment = min(integer(page, tiff.ROWS_PER_STRIP, height), height), width
-    if min(segment) <= 0 or segment[0] * segment[1] > 4 * MAX_PIXELS:
-        raise ValueError("a TIFF of empty segments")
+    if min(segment) <= 0 or segment[0] * segment[1] * samples * bits[0] > 8 * MAX_SEGMENT:
+        raise ValueError("a TIFF of impossible segments")
     offsets = integers(page, tiff.TILE_OFFSETS if tiled else tiff.STRIP_OFFSETS)
     counts = integers(page, tiff.TILE_BYTES if tiled else tiff.STRIP_BYTES)
     counts = [counts[i] if i < len(counts) and counts[i] else length - at for i, at in enumerate(offsets)]
     return Layout(
-        page.order, width, height, bits[0], forms[0], photometric, compression, samples, extra,
-        integer(page, tiff.PLANAR, 1) == 2 and samples > 1, integer(page, tiff.PREDICTOR, 1),
-        integer(page, tiff.FILL_ORDER, 1) == 2,
-        tiled, segment, offsets, counts,
-    )  # fmt: skip
+        order=page.order,
+        width=width,
+        height=height,
+        bits=bits[0],
+        form=forms[0],
+        photometric=photometric,
+        compression=compression,
+        samples=samples,
+        extra=extra,
+        planar=integer(page, tiff.PLANAR, 1) == 2 and samples > 1,
+        predictor=integer(page, tiff.PREDICTOR, 1),
+        reversed=integer(page, tiff.FILL_ORDER, 1) == 2,
+        tiled=tiled,
+        segment=segment,
+        offsets=offsets,
+        counts=counts,
+    )
 
 
 def blocks(data: memoryview, layout: Layout, plane: int) -> Iterator[tuple[int, int, np.ndarray]]:
@@ -182,7 +198,7 @@ def _inflate(segment: memoryview) -> Iterator[bytes]:
 
 
 def _expand_lzma(segment: memoryview) -> Iterator[bytes]:
-    unpacker, waiting = lzma.LZMADecompressor(), bytes(segment)
+    unpacker, waiting = lzma.LZMADecompressor(memlimit=2**28), bytes(segment)
     while not unpacker.eof and (waiting or not unpacker.needs_input):
         yield unpacker.decompress(waiting, _BLOCK)
         waiting = b""
@@ -191,19 +207,9 @@ def _expand_lzma(segment: memoryview) -> Iterator[bytes]:
 def _expand_by_libtiff(segments: list[memoryview], heights: list[int], row_bytes: int, compression: int) -> np.ndarray:
     """The rows of segments, read as the strips of a grey image whose pixels are bytes."""
     starts = np.cumsum([8, *map(len, segments)]).tolist()
-    entries = {
-        tiff.WIDTH: [row_bytes],
-        tiff.HEIGHT: [sum(heights)],
-        tiff.BITS: [8],
-        tiff.COMPRESSION: [compression],
-        tiff.PHOTOMETRIC: [1],
-    }
-    entries |= {
-        tiff.STRIP_OFFSETS: starts[:-1],
-        tiff.SAMPLES: [1],
-        tiff.ROWS_PER_STRIP: [heights[0]],
-        tiff.STRIP_BYTES: list(map(len, segments)),
-    }
+    entries = {tiff.WIDTH: [row_bytes], tiff.HEIGHT: [sum(heights)], tiff.ROWS_PER_STRIP: [heights[0]]}
+    entries |= {tiff.STRIP_OFFSETS: starts[:-1], tiff.STRIP_BYTES: [len(segment) for segment in segments]}
+    entries |= {tiff.BITS: [8], tiff.COMPRESSION: [compression], tiff.PHOTOMETRIC: [1], tiff.SAMPLES: [1]}
     parts = {tag: (4, len(values), struct.pack(f"<{len(values)}I", *values)) for tag, values in entries.items()}
     body = b"".join(segments)
     with TiffImagePlugin.TiffImageFile(io.BytesIO(assemble("<", body, parts))) as image:

@@ -1,5 +1,6 @@
 """Nearest-neighbour doubling and its 3x3 convolution, as four sub-pixel convolutions before doubling."""
 
+import itertools
 from typing import Any
 
 import torch
@@ -20,11 +21,23 @@ class SubpixelUpsample(Upsample2D):
         return upsample(hidden_states, self.conv, (1, 1, 1, 1))
 
 
-def use_subpixel_upsampling(model: nn.Module) -> None:
-    """Turn every Upsample2D of `model`, a VAE's decoder, into a SubpixelUpsample."""
-    for module in model.modules():
+class SubpixelConv(nn.Conv2d):
+    """A doubling and the 3x3 convolution behind it, of an AutoencoderTiny."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, C', 2h, 2w)"""
+        return upsample(input, self, (1, 1, 1, 1))
+
+
+def use_subpixel_upsampling(decoder: nn.Module) -> None:
+    """Let a VAE's decoder double by sub-pixel convolutions; its tensors keep their names."""
+    for module in decoder.modules():
         if type(module) is Upsample2D:
             module.__class__ = SubpixelUpsample
+        if isinstance(module, nn.Sequential):
+            for number, (layer, conv) in enumerate(itertools.pairwise(module)):
+                if isinstance(layer, nn.Upsample) and type(conv) is nn.Conv2d:
+                    module[number], conv.__class__ = nn.Identity(), SubpixelConv
 
 
 def upsample(hidden: Tensor, conv: Any, padding: tuple[int, int, int, int]) -> Tensor:

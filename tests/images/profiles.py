@@ -14,12 +14,14 @@ REC2020 = (0.3127, 0.329, 0.708, 0.292, 0.17, 0.797, 0.131, 0.046)
 ADOBE = (0.3127, 0.329, 0.64, 0.33, 0.21, 0.71, 0.15, 0.06)
 PROPHOTO = (0.3457, 0.3585, 0.734699, 0.265301, 0.159597, 0.840403, 0.036598, 0.000105)
 
+INTENT = ImageCms.Intent.RELATIVE_COLORIMETRIC
+
 
 def lab_under(profile: bytes, colors: np.ndarray) -> np.ndarray:
     """(N, C) uint8 -> (N, 3) CIELAB, in steps of 0.4 (L) and 1 (a, b)."""
     mode = "L" if colors.shape[1] == 1 else "RGB"
     source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-    turn = ImageCms.buildTransform(source, ImageCms.createProfile("LAB"), mode, "LAB", 1)
+    turn = ImageCms.buildTransform(source, ImageCms.createProfile("LAB"), mode, "LAB", INTENT)
     image = Image.frombytes(mode, (len(colors), 1), np.ascontiguousarray(colors, np.uint8).tobytes())
     values = np.asarray(ImageCms.applyTransform(image, turn))[0]
     return np.column_stack([values[:, 0] / 2.55, values[:, 1:].view(np.int8)])
@@ -48,4 +50,11 @@ def lut_profile(
 
 def lut8(inputs: int, outputs: int, nodes: bytes, curve: bytes = bytes(range(256))) -> bytes:
     identity = struct.pack(">9i", *(65536 * (place % 4 == 0) for place in range(9)))
-    return b"mft1" + struct.pack(">4x4B", inputs, outputs, 2, 0) + identity + curve * inputs + nodes + bytes(range(256)) * outputs
+    return (
+        b"mft1"
+        + struct.pack(">4x4B", inputs, outputs, 2, 0)
+        + identity
+        + curve * inputs
+        + nodes
+        + bytes(range(256)) * outputs
+    )

@@ -61,7 +61,9 @@ def test_profiles_are_small_whole_and_the_same_each_time(tmp_path: Path) -> None
         assert profile == icc.build_profile("Built from cICP", SRGB_CURVE, primaries)
         assert len(profile) < 3000
         assert struct.unpack(">I", profile[:4]) == (len(profile),)
-        assert ImageCms.getProfileDescription(ImageCms.ImageCmsProfile(io.BytesIO(profile))).strip() == "Built from cICP"
+        assert (
+            ImageCms.getProfileDescription(ImageCms.ImageCmsProfile(io.BytesIO(profile))).strip() == "Built from cICP"
+        )
 
 
 @pytest.mark.skipif(shutil.which("exiftool") is None, reason="exiftool is not installed")
@@ -97,7 +99,7 @@ def test_effective_gamma() -> None:
     assert icc.effective_gamma(SRGB_CURVE(ramp)) == pytest.approx(2.24, abs=0.03)
 
 
-@pytest.mark.parametrize("numbers", [(0,) * 8, (0.3, 0.3) * 4, (0.3127, 0) + P3[2:], (0.7, 0.3) + P3[2:]])
+@pytest.mark.parametrize("numbers", [(0,) * 8, (0.3, 0.3) * 4, (0.3127, 0, *P3[2:]), (0.7, 0.3, *P3[2:])])
 def test_impossible_chromaticities_are_refused(numbers: tuple[float, ...]) -> None:
     with pytest.raises(ValueError, match="chromaticities"):
         icc.rgb_to_xyz(numbers)

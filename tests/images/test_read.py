@@ -1,5 +1,7 @@
-"""open_image: every format upright and in sRGB, and one sentence for a file that is no image."""
+"""open_image: every format upright, and one sentence for a file that is not read."""
 
+import io
+import re
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +56,44 @@ def test_opaque_alpha_is_dropped_and_palette_transparency_is_not(tmp_path: Path)
     assert opened.alpha.getpixel((1, 1)) == 0
     assert opened.alpha.getpixel((0, 0)) == 255
     assert opened.rgb.getpixel((0, 0)) == RED
+
+
+def test_a_binary_file_is_read_from_where_it_stands(tmp_path: Path) -> None:
+    data = saved(Image.new("RGB", (7, 5), RED), tmp_path / "a.png").read_bytes()
+    stream = io.BytesIO(b"before" + data)
+    stream.seek(6)
+    assert images.open_image(stream).rgb.size == (7, 5)
+
+
+def test_a_large_uncompressed_tiff_is_not_too_large() -> None:
+    assert read.MAX_BYTES >= 4 * read.MAX_PIXELS + 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("start", "name"),
+    [
+        (b"8BPS\0\1", "a Photoshop document"),
+        (b"\0\0\0\x0cjP  \r\n\x87\n", "a JPEG 2000 file"),
+        (b"\xff\x0a\xfa", "a JPEG XL file"),
+        (b"\x76\x2f\x31\x01", "an OpenEXR file"),
+        (b"%PDF-1.7", "a PDF document"),
+    ],
+)
+def test_formats_that_are_not_read_are_named(start: bytes, name: str) -> None:
+    with pytest.raises(
+        ValueError, match=f"must be an image file of a supported kind, got {name}.*, which is not read; save it as"
+    ):
+        images.open_image(io.BytesIO(start + bytes(100)))
+
+
+@pytest.mark.parametrize(
+    "name", ["cut-in-half.jpg", "cut-in-half.gif", "cut-in-half.webp", "cut-in-half.bmp", "cut-in-half.tif"]
+)
+def test_damage_is_said_without_internals(name: str) -> None:
+    with pytest.raises(ValueError, match="damaged") as caught:
+        images.open_image(DATA / name)
+    words = r"image must be a complete image file, got a damaged file( \((JPEG|GIF|WebP|BMP|TIFF)\))?; upload it again"
+    assert re.fullmatch(words, str(caught.value))
 
 
 def test_an_animation_gives_its_first_frame(tmp_path: Path) -> None:

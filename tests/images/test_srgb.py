@@ -9,7 +9,7 @@ from PIL import Image, ImageCms
 
 from seesr.images import icc, srgb
 from seesr.images.icc import Curve
-from tests.images.profiles import P3, REC2020, lut8, lut_profile
+from tests.images.profiles import INTENT, P3, REC2020, lut8, lut_profile
 
 DEPTHS = [np.uint8, np.uint16]
 
@@ -63,9 +63,11 @@ def test_primaries_are_converted_as_css_color_4_says() -> None:
 def test_lab_equals_the_colour_engine() -> None:
     random = np.random.default_rng(0)
     lab = np.column_stack([random.integers(0, 256, 4000), random.integers(60, 190, (4000, 2))]).astype(np.uint8)
-    image = Image.frombytes("LAB", (4000, 1), (lab ^ np.uint8([0, 128, 128])).tobytes())  # Pillow's are signed
+    image = Image.frombytes(
+        "LAB", (4000, 1), (lab ^ np.array([0, 128, 128], np.uint8)).tobytes()
+    )  # Pillow's are signed
     profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-    turn = ImageCms.buildTransform(*profiles, "LAB", "RGB", 1, ImageCms.Flags.NOOPTIMIZE)
+    turn = ImageCms.buildTransform(*profiles, "LAB", "RGB", INTENT, ImageCms.Flags.NOOPTIMIZE)
     wanted = np.asarray(ImageCms.applyTransform(image, turn)).astype(int)
     difference = np.abs(srgb.from_lab(lab[None]) - wanted)
     assert difference.max() <= 2
@@ -74,7 +76,7 @@ def test_lab_equals_the_colour_engine() -> None:
 
 def test_lab_of_16_bits_keeps_its_steps() -> None:
     """sRGB's red is (54.29, 80.81, 69.89) in CIELAB under D50 (CSS Color 4); greys differ in every 16-bit step."""
-    red = np.uint16([[[54.29 / 100 * 65535, (80.81 + 128) * 256, (69.89 + 128) * 256]]])
+    red = np.array([[[54.29 / 100 * 65535, (80.81 + 128) * 256, (69.89 + 128) * 256]]], np.uint16)
     np.testing.assert_allclose(srgb.from_lab(red)[0, 0] / 65535, [1, 0, 0], atol=0.02)
     ramp = np.stack([np.arange(30000, 30500), *[np.full(500, 32768)] * 2], 1).astype(np.uint16)[None]
     grey = srgb.from_lab(ramp).astype(int)
@@ -111,9 +113,9 @@ def test_cmyk_by_a_profile_is_relative_with_black_point_compensation(
     assert np.abs(found[0, 0] / (np.iinfo(dtype).max / 255) - wanted).max() <= 2
 
 
-# ITU-R BT.2408 tables 1 and 2: 18 % grey is 26 cd/m², at 38 % of PQ and of HLG; graphics white is 203 cd/m², at 58 % and
-# 75 %. On a display whose white is 203 cd/m² the grey stays at 26/203 of light, 39.3 % of sRGB. The roll-off of ITU-R
-# BT.2390 from 1000 to 203 cd/m², by hand, takes 203 to 160 cd/m², 90 % of sRGB.
+# ITU-R BT.2408 tables 1 and 2: 18 % grey is 26 cd/m², at 38 % of PQ and of HLG; graphics white is 203 cd/m², at 58 %
+# and 75 %. On a display whose white is 203 cd/m² the grey stays at 26/203 of light, 39.3 % of sRGB. The roll-off of
+# ITU-R BT.2390 from 1000 to 203 cd/m², by hand, takes 203 to 160 cd/m², 90 % of sRGB.
 @pytest.mark.parametrize("dtype", DEPTHS)
 @pytest.mark.parametrize(
     ("transfer", "signal", "wanted"),

@@ -11,9 +11,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from scripts.train import tiny_vae
 from scripts.train.average import average
 from scripts.train.data import Batch, Photographs
 from scripts.train.losses import RefineLoss
+from scripts.train.tiny_vae import Distillation, DistilLoss
 from scripts.train.train import Plan, Training, export
 from seesr import bundle
 from seesr.pipeline import SeeSR
@@ -144,3 +146,39 @@ def test_bundles_are_averaged_and_what_does_not_fit_is_refused(
     with pytest.raises(ValueError, match="the same tensors"):
         average([tiny_bundle, golden_bundle], [0.5, 0.5], tmp_path / "wrong")
     assert not (tmp_path / "wrong").exists()
+
+
+def distillation(folder: Path, work: Path, start: Path, plan: Plan) -> Distillation:
+    train, validate = Photographs(folder, entries(0, 1)), Photographs(folder, entries(2))
+    draw = functools.partial(train.batch, size=plan.crop, count=plan.batch)
+    return Distillation(plan, bundle.load(start), draw, validate.validation(64), work, "cpu", DistilLoss)
+
+
+def test_a_small_autoencoder_is_distilled_resumed_and_written(folder: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    """It comes nearer to the VAE, everything else stays, and an interrupted run ends as an uninterrupted one."""
+    plan = Plan(4, crop=32, report=2)
+    whole = distillation(folder, tmp_path / "whole", tiny_bundle, plan)
+    start = {name: value.clone() for name, value in whole.bundle.state_dict().items()}
+    whole.run()
+    broken = distillation(folder, tmp_path / "broken", tiny_bundle, plan)
+    interrupt(broken, after=3)
+    with pytest.raises(KeyboardInterrupt):
+        broken.run()
+    second = distillation(folder, tmp_path / "broken", tiny_bundle, plan)
+    assert second.done == 2
+    second.run()
+    assert_equal_parameters(whole.bundle, second.bundle)
+    changed = {name for name, value in whole.bundle.state_dict().items() if not value.equal(start[name])}
+    assert {name.split(".")[0] for name in changed} == {"tiny_vae"}
+
+    tiny_vae.export(tmp_path / "whole", tiny_bundle, tmp_path / "out")
+    assert bundle.load(tmp_path / "out").tiny_vae is not None
+    name = "tiny_vae/diffusion_pytorch_model.safetensors"
+    old, new = (load_file(path / name) for path in (tiny_bundle, tmp_path / "out"))
+    assert not any(value.equal(old[key]) for key, value in new.items())
+    info = json.loads((tmp_path / "out/bundle.json").read_text())
+    before = json.loads((tiny_bundle / "bundle.json").read_text())
+    assert info["trained_by"].endswith("iterations of scripts.train.tiny_vae")
+    assert info["photographs"] == before["photographs"]
+    same = {name for name, value in before["files"].items() if info["files"][name] == value}
+    assert before["files"].keys() - same <= {"tiny_vae/config.json", "tiny_vae/diffusion_pytorch_model.safetensors"}

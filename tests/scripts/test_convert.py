@@ -13,14 +13,18 @@ from safetensors.torch import load_file, save_file
 
 from scripts import convert as script
 from seesr import bundle as bundles
-from tests.golden import UPSTREAM
+from tests.golden import UPSTREAM, write_taesd
+
+from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
 def upstream(tmp_path: Path) -> Path:
-    return shutil.copytree(UPSTREAM, tmp_path / "upstream")
+    path = shutil.copytree(UPSTREAM, tmp_path / "upstream")
+    write_taesd(path / "taesd")
+    return path
 
 
 def run(upstream: Path, out: Path, **changed: Any) -> None:
@@ -32,6 +36,7 @@ def run(upstream: Path, out: Path, **changed: Any) -> None:
         "dape": ram / "DAPE.pth",
         "tags": ram / "ram_tag_list.txt",
         "thresholds": ram / "ram_tag_list_threshold.txt",
+        "tiny_vae": upstream / "taesd",
     }
     script.convert(**arguments | changed, out=out)
 
@@ -44,9 +49,27 @@ def test_the_bundle_is_complete_and_says_where_it_is_from(upstream: Path, tmp_pa
     assert about["process_size"] == 512
     assert about["dtype"] == "float16"
     assert all(len(value) == 64 for value in about["created_from"].values())
-    assert "seesr/unet/diffusion_pytorch_model.safetensors" in about["created_from"]
+    assert {f"{name}/diffusion_pytorch_model.safetensors" for name in ("seesr/unet", "taesd")} < {
+        *about["created_from"]
+    }
+    assert about["licences"]["TAESD"] == "MIT"
     for name in bundles.FILES.values():
         assert {tensor.dtype for tensor in load_file(tmp_path / "bundle" / name).values()} == {torch.float16}
+
+
+@pytest.mark.slow
+def test_the_small_autoencoder_is_optional_and_checked(upstream: Path, tmp_path: Path) -> None:
+    run(upstream, tmp_path / "without", tiny_vae=None)
+    assert bundles.load(tmp_path / "without").tiny_vae is None
+    assert "TAESD" not in json.loads((tmp_path / "without/bundle.json").read_text())["licences"]
+    small: Any = AutoencoderTiny(latent_channels=16)
+    small.save_pretrained(upstream / "taesd3")
+    with pytest.raises(RuntimeError, match=r"taesd3 must have the VAE's latents \(4 channels, factor 8\), got 16 chan"):
+        run(upstream, tmp_path / "other", tiny_vae=upstream / "taesd3")
+    path = upstream / "taesd/diffusion_pytorch_model.safetensors"
+    save_file({key: value for key, value in load_file(path).items() if key != "encoder.layers.0.bias"}, path)
+    with pytest.raises(RuntimeError, match=r"taesd/.* tensors 1 missing \(encoder\.layers\.0\.bias"):
+        run(upstream, tmp_path / "damaged")
 
 
 @pytest.mark.slow

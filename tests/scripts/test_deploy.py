@@ -19,6 +19,7 @@ import pytest
 import yaml
 
 from scripts import deploy, stage
+from scripts.bundle_writer import hash_files
 from seesr.hardware import AUTO, GPUS
 from seesr.settings import Settings
 from tests.replicate_api import ReplicateApi
@@ -120,10 +121,10 @@ def bundle(tmp_path: Path, tiny_bundle: Path) -> Path:
     """A bundle that says it is the full model, with a file that Cog takes for weights."""
     folder = tmp_path / "full"
     shutil.copytree(tiny_bundle, folder)
-    info = json.loads((folder / "bundle.json").read_text()) | {"kind": "seesr-turbo"}
-    (folder / "bundle.json").write_text(json.dumps(info))
     with (folder / "unet/more.safetensors").open("wb") as file:
         file.truncate(stage.LARGE)
+    info = json.loads((folder / "bundle.json").read_text()) | {"kind": "seesr-turbo", "files": hash_files(folder)}
+    (folder / "bundle.json").write_text(json.dumps(info))
     return folder
 
 
@@ -243,14 +244,22 @@ def test_an_interrupted_push_leaves_nothing_behind(
 ) -> None:
     cog.set("hang")
     words = [ROOT / "scripts/deploy.py", "push", model, "--hardware", "gpu-t4", "--bundle", tiny_bundle]
-    process = subprocess.Popen([sys.executable, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    while not cog.pushes():
-        assert process.poll() is None
-        time.sleep(0.05)
-    (push,) = cog.pushes()
-    assert Path(push["folder"]).is_dir()
-    process.send_signal(signal_)
-    printed = process.communicate(timeout=30)[0].decode()
+    process = subprocess.Popen(
+        [sys.executable, *map(str, words)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )
+    try:
+        while not cog.pushes():
+            assert process.poll() is None
+            time.sleep(0.05)
+        (push,) = cog.pushes()
+        assert Path(push["folder"]).is_dir()
+        process.send_signal(signal_)
+        printed = process.communicate(timeout=120)[0].decode()
+    finally:
+        process.kill()
     assert process.returncode == status
     assert ("deploy: interrupted; run it again" in printed) == (signal_ == signal.SIGINT)
     assert "Traceback" not in printed
@@ -320,7 +329,6 @@ def test_cog_s_version_and_login_are_checked_before_the_model(
     monkeypatch.setenv("PATH", "")
     assert "Cog's command line is not installed: install 0.22 from cog.run" in run(*command)[0]
     assert writes(api) == []
-    assert deploy.cog_state.__doc__
     monkeypatch.setenv("PATH", str(cog.folder))
     monkeypatch.setenv(deploy.LOGIN_TOKEN, LOGIN)
     assert deploy.cog_state(log_in=True) == "0.22.0, login by REPLICATE_CLI_AUTH_TOKEN"
@@ -335,7 +343,7 @@ def test_cog_s_version_and_login_are_checked_before_the_model(
     [
         ("GET", "/v1/account", 401, None, "REPLICATE_API_TOKEN is not valid"),
         ("GET", "/v1/models/MODEL", 403, None, "the token may not do this"),
-        ("GET", "/v1/account", 404, None, "there is no such thing"),
+        ("GET", "/v1/account", 404, None, "not found, or not visible to this token"),
         ("POST", "/v1/models", 402, None, "the account has no credit"),
         ("POST", "/v1/models", 409, None, "it exists already or is being changed"),
         ("POST", "/v1/models", 422, None, "correct what it names"),
@@ -421,6 +429,64 @@ def test_hardware_lists_what_is_live_with_what_a_call_costs(api: ReplicateApi, m
     assert "`gpu-v100`: not offered: your own machine" in printed
 
 
+def test_the_deployment_of_another_model_is_left_alone(api: ReplicateApi, model: str, run: Run) -> None:
+    other = f"{model}-other"
+    for name in (model, other):
+        api.add_model(*name.split("/"))
+        api.add_version(*name.split("/"))
+    assert run("deployment", model, "--hardware", "gpu-t4", "--name", "shared")[0] is None
+    code, _ = run("deployment", other, "--hardware", "gpu-t4", "--name", "shared")
+    assert f"owner/shared runs {model}, not {other}: choose another --name" in code
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("push", f"owner/name:{'a' * 64}", "--hardware", "gpu-t4"),
+        ("deployment", f"owner/name:{'a' * 64}", "--hardware", "gpu-t4"),
+        ("deployment", "owner/name", "--hardware", "gpu-t4", "--name", "../other"),
+        ("smoke", "owner/name:latest"),
+    ],
+)
+def test_odd_names_are_refused(api: ReplicateApi, run: Run, words: tuple[str, ...]) -> None:
+    before = len(api.requests)
+    code, printed = run(*words)
+    assert code == 2
+    assert "must be" in printed
+    assert len(api.requests) == before
+
+
+def test_a_bundle_inside_the_stage_is_refused_and_stays(
+    api: ReplicateApi, model: str, cog: CogStandIn, tiny_bundle: Path, run: Run, tmp_path: Path
+) -> None:
+    folder = tmp_path / "stage"
+    command = ("push", model, "--hardware", "gpu-t4", "--stage", folder, "--dry-run", "--bundle")
+    assert run(*command, tiny_bundle)[0] is None
+    inside = folder / stage.BUNDLE
+    assert f"--stage and --bundle must be folders apart, got {folder} and {inside}" in run(*command, inside)[0]
+    assert (inside / "bundle.json").is_file()
+
+
+@pytest.mark.parametrize("text", ["{bad", "[]", '{"auths": []}', "null"])
+def test_a_damaged_docker_config_is_named(
+    api: ReplicateApi, model: str, cog: CogStandIn, tiny_bundle: Path, run: Run, tmp_path: Path, text: str
+) -> None:
+    (tmp_path / "config.json").write_text(text)
+    code, printed = run("push", model, "--hardware", "gpu-t4", "--bundle", tiny_bundle)
+    assert "config.json must be a JSON object" in code or "Cog is not logged in" in code
+    assert "Traceback" not in printed
+
+
+def test_a_card_that_nobody_knows_is_refused_for_an_existing_model_too(
+    api: ReplicateApi, model: str, cog: CogStandIn, tiny_bundle: Path, run: Run
+) -> None:
+    api.add_model(*model.split("/"))
+    code, printed = run("push", model, "--hardware", "gpu-typo", "--bundle", tiny_bundle)
+    assert "--hardware must be one of" in code
+    assert "profile auto, since none has that name" in printed
+    assert cog.pushes() == []
+
+
 def test_a_deployment_is_created_and_then_updated(api: ReplicateApi, model: str, run: Run) -> None:
     api.add_model(*model.split("/"))
     code, _ = run("deployment", model, "--hardware", "gpu-h100")
@@ -478,8 +544,15 @@ def test_smoke_says_why_it_failed(
 
 def test_names_are_those_of_addresses() -> None:
     version = "a" * 64
-    assert deploy.model_name(f"owner/seesr-turbo:{version}").endswith(version)
-    for wrong in ("owner", "Owner/x", "owner/x:latest", "owner/x y", "https://replicate.com/owner/x"):
+    assert deploy.model_or_version(f"owner/seesr-turbo:{version}").endswith(version)
+    for wrong in (
+        "owner",
+        "Owner/x",
+        "owner/x:latest",
+        "owner/x y",
+        "https://replicate.com/owner/x",
+        f"owner/x:{version}",
+    ):
         with pytest.raises(argparse.ArgumentTypeError, match="OWNER/NAME in lower case"):
             deploy.model_name(wrong)
     assert [deploy.profile_of(f"gpu-{name}") for name in GPUS] == list(GPUS)

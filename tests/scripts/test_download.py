@@ -376,13 +376,14 @@ def test_the_last_line_is_the_command_that_converts_the_files(
     assert line[:2] == [".venv/bin/python", "scripts/convert.py"]
 
     given: list[Path] = []
-    monkeypatch.setattr(convert, "convert", lambda *paths, **_: given.extend(paths))
+    monkeypatch.setattr(convert, "convert", lambda *paths, tiny_vae, **_: given.extend([tiny_vae, *paths]))
     monkeypatch.setattr(sys, "argv", line[1:])
     monkeypatch.chdir(ROOT)
     convert.main()
     *inputs, bundle = given
     assert bundle == Path("weights/seesr-turbo")
-    assert len(inputs) == 6
+    assert len(inputs) == 7
+    assert inputs[0].name == "taesd"
     assert all(path.resolve().is_relative_to(out) and path.exists() for path in inputs)
 
 

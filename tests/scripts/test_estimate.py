@@ -15,6 +15,7 @@ from seesr.pipeline import SeeSR
 from seesr.settings import Settings
 
 ONE_STEP = Settings(num_inference_steps=1)
+FAST = Settings(num_inference_steps=1, fast_vae=True)
 
 
 def predict(gpu: str = "a40-large", side: int = 256, settings: Settings = ONE_STEP) -> Estimate:
@@ -25,7 +26,8 @@ def test_estimates_follow_work_and_price() -> None:
     one, four = predict(), predict(settings=Settings(num_inference_steps=4))
     assert one.seconds < four.seconds < 4 * one.seconds
     assert one.dollars == pytest.approx(0.000725 * one.seconds)
-    assert predict(side=512).seconds > 3 * one.seconds
+    assert predict(side=512).seconds > 2.5 * one.seconds
+    assert predict(settings=FAST).seconds < 0.8 * one.seconds
     assert predict(side=512).vram > one.vram > 4.5e9
     assert predict("t4").seconds > one.seconds > predict("h100").seconds
     assert predict("v100").dollars is None
@@ -104,10 +106,10 @@ def test_the_kept_kernels_are_those_of_the_networks() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("gpu", ["t4", "a100-large"])
 def test_the_kept_kernels_give_what_a_full_count_gives(gpu: str) -> None:
-    """Results of 2048, 4096 and 8192 a side, and an oblong one with guidance and tiles of 96."""
+    """Results of 2048, 4096 and 8192 a side, by both autoencoders, and an oblong one with guidance and tiles of 96."""
     seesr, card = SeeSR(random_bundle.build(), hardware.GPUS[gpu], "meta"), CARDS[gpu]
     oblong = replace(ONE_STEP, latent_tiled_size=96, cfg_scale=2.0)
-    cases = [((side, side), ONE_STEP) for side in (512, 1024, 2048)]
+    cases = [((side, side), settings) for side in (512, 1024, 2048) for settings in (ONE_STEP, FAST)]
     for size, settings in [*cases, ((450, 700), oblong)]:
         padded = seesr.sizes(size, settings.scale_factor)[2]
         plan = cost.plan_for_card(seesr.memory, seesr.profile, weight_bytes(seesr.components), padded, settings)

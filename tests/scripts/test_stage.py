@@ -142,7 +142,7 @@ def test_in_a_checkout_tracked_files_count_as_they_are_on_disk(tmp_path: Path) -
     assert files == ["predict.py", "seesr/a.py", "weights/tiny/a"]
     assert notes == [
         "not committed, taken as on disk: seesr/a.py, seesr/gone.py",
-        "unknown to git, left out: seesr/new.py",
+        "unknown to git, LEFT OUT (git add takes them in): seesr/new.py",
     ]
 
 

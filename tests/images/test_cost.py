@@ -1,0 +1,75 @@
+"""64 megapixels open within 1.5 GB of memory and 10 seconds of CPU time."""
+
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from seesr import images
+from tests.image_files import tiff
+
+SIDE = 8000
+GIGABYTES, SECONDS = 1.5, 10
+
+pytestmark = pytest.mark.slow
+
+
+def random_rows(channels: int, dtype: str) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (16, SIDE, channels)).astype(dtype)
+
+
+def transparent_tiff(path: Path) -> None:
+    """RGBA, uncompressed, transparent but for a strip."""
+    values = random_rows(4, "u1")
+    values[..., 3] = 0
+    whole = np.tile(values, (SIDE // 16, 1, 1))
+    whole[4000:4100, :, 3] = 255
+    path.write_bytes(tiff(whole, 8, 2, rows=500, more={338: (3, [2])}))
+
+
+def ppm(path: Path) -> None:
+    """16 bits: of as many pixels as the largest file holds."""
+    height = (images.MAX_BYTES - 1000) // (6 * SIDE)
+    path.write_bytes(
+        b"P6 %d %d 65535\n" % (SIDE, height) + (random_rows(3, ">u2") * 255).tobytes() * (height // 16 + 1)
+    )
+    with path.open("r+b") as file:
+        file.truncate(images.MAX_BYTES - 500)
+
+
+def pgm(path: Path) -> None:
+    path.write_bytes(b"P5 %d %d 4095\n" % (SIDE, SIDE) + (random_rows(1, ">u2") * 16).tobytes() * (SIDE // 16))
+
+
+def qoi(path: Path) -> None:
+    """Operations of all kinds, as a photograph has them: mostly LUMA and DIFF."""
+    random = np.random.default_rng(0)
+    block = bytearray()
+    for kind, second in zip(random.integers(0, 100, 400_000), random.integers(0, 256, 400_000), strict=True):
+        value = int(second)
+        if kind < 45:
+            block += bytes([0x80 | value & 63, value])
+        elif kind < 80:
+            block.append(0x40 | value & 63)
+        else:
+            block += bytes([value & 63]) if kind < 96 else bytes([0xFE, value, value, 7])
+    head = b"".join(bytes([0xFE, red * 43 % 256, 0, 0]) for red in range(64))
+    path.write_bytes(b"qoif" + SIDE.to_bytes(4) * 2 + bytes([3, 0]) + head + block * 160 + bytes(8))
+
+
+@pytest.mark.parametrize("write", [transparent_tiff, ppm, pgm, qoi])
+def test_opening_is_cheap(tmp_path: Path, write: Callable[[Path], None]) -> None:
+    write(tmp_path / "a")
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    opening = f"from seesr import images; print(images.open_image({str(tmp_path / 'a')!r}).rgb.width)"
+    code = f"{opening}; import resource as r; print(r.getrusage(r.RUSAGE_SELF).ru_maxrss)"
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    width, kilobytes = output.split()
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert int(width) == SIDE
+    assert int(kilobytes) * 1024 < GIGABYTES * 1e9
+    assert after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime < SECONDS + 3  # and 3 s for the imports
