@@ -21,19 +21,24 @@ LOWEST_GAMMA, HIGHEST_GAMMA = 1.6, 2.8  # of the curves that are carried
 PRIMARIES = {  # ITU-T H.273 table 2: xy of white, red, green and blue. 2 is "unspecified".
     1: SRGB_PRIMARIES,
     2: SRGB_PRIMARIES,
+    4: (0.31, 0.316, 0.67, 0.33, 0.21, 0.71, 0.14, 0.08),  # BT.470 M
     5: (0.3127, 0.329, 0.64, 0.33, 0.29, 0.6, 0.15, 0.06),  # BT.601 625 lines
-    6: (0.3127, 0.329, 0.63, 0.34, 0.31, 0.595, 0.155, 0.07),  # BT.601 525 lines
+    **dict.fromkeys((6, 7), (0.3127, 0.329, 0.63, 0.34, 0.31, 0.595, 0.155, 0.07)),  # BT.601 525 lines, SMPTE 240M
+    8: (0.31, 0.316, 0.681, 0.319, 0.243, 0.692, 0.145, 0.049),  # film
     9: (0.3127, 0.329, 0.708, 0.292, 0.17, 0.797, 0.131, 0.046),  # BT.2020
     11: (0.314, 0.351, 0.68, 0.32, 0.265, 0.69, 0.15, 0.06),  # DCI P3
     12: (0.3127, 0.329, 0.68, 0.32, 0.265, 0.69, 0.15, 0.06),  # Display P3
+    22: (0.3127, 0.329, 0.63, 0.34, 0.295, 0.605, 0.155, 0.077),  # EBU 3213
 }
 _BT709 = Curve(1 / 0.45, 1 / 1.09929682680944, 0.09929682680944 / 1.09929682680944, 1 / 4.5, 4.5 * 0.018053968510807)
 CURVES = {  # table 3
-    **dict.fromkeys((1, 6, 14, 15), _BT709),
+    **dict.fromkeys((1, 6, 11, 12, 14, 15), _BT709),
     **dict.fromkeys((2, 13), SRGB_CURVE),
     4: Curve(2.2),
     5: Curve(2.8),
+    7: Curve(1 / 0.45, 1 / 1.1115, 0.1115 / 1.1115, 1 / 4, 4 * 0.0228),  # SMPTE 240M
     8: Curve(),
+    17: Curve(2.6),  # SMPTE 428
 }
 
 _NOT_FOR_IMAGES = (b"link", b"abst", b"nmcl")  # classes of profiles
@@ -81,7 +86,7 @@ def understand(pixels: np.ndarray, mode: str, stated: StatedColors) -> Found:
         return _from_cmyk(pixels, stated.icc), SRGB
     if mode == "LAB":
         log.info("The colours of the image are converted from CIELAB to sRGB.")
-        return srgb.from_lab(pixels), SRGB
+        return srgb.from_lab(pixels, stated.chromaticities), SRGB
     for statement in (_by_cicp, _by_profile, _by_chunks):
         found = statement(pixels, stated)
         if found:
@@ -98,7 +103,9 @@ def _by_cicp(pixels: np.ndarray, stated: StatedColors) -> Found | None:
     if (primaries, transfer) == (2, 2):
         return None
     if primaries not in PRIMARIES or transfer not in (*CURVES, srgb.PQ, srgb.HLG):
-        log.warning("The colour codes %d/%d of the image are unknown and are left out.", primaries, transfer)
+        log.warning(
+            "The colour codes %d/%d of the image are not for RGB or logarithmic: left out.", primaries, transfer
+        )
         return None
     if transfer in (srgb.PQ, srgb.HLG):
         log.info("The image is HDR (%s): tone-mapped to SDR by ITU-R BT.2390.", "PQ" if transfer == srgb.PQ else "HLG")

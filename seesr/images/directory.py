@@ -24,6 +24,7 @@ class Directory:
     broken: frozenset[int] = frozenset()  # offsets of those whose value is not there or of no type
     end: int = 0  # where the offset of the next directory stands
     next: int = 0  # that offset
+    is_cut: bool = False  # the file ends before the directory does
 
     def numbers(self, tag: int) -> list[Any]:
         """The numbers of a tag, also where it is a text; [] if it is missing or not a number."""
@@ -85,4 +86,5 @@ def read_directory(data: bytes | memoryview, at: int | None = None) -> Directory
         else:
             broken.append(place)
     end = at + head + step * count
-    return Directory(order, entries, tuple(places), frozenset(broken), end, number(word, end))
+    is_cut = end > len(data)
+    return Directory(order, entries, tuple(places), frozenset(broken), end, number(word, end), is_cut)

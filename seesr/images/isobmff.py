@@ -42,18 +42,22 @@ def is_cut(data: bytes) -> bool:
 
 
 def take_exif(data: bytes) -> tuple[bytes, bytes | None]:
-    """The file without its EXIF, whose faults decoders do not forgive, and the EXIF."""
-    file = bytearray(data)
+    """The file without its EXIF and without items whose texts are no ASCII, which decoders fail on, and the EXIF."""
+    file, exif = bytearray(data), None
     meta = _meta(memoryview(file))
     for kind, body, _ in boxes(meta.get(b"iinf", memoryview(b""))[6:]):
         wide = len(body) > 0 and body[0] > 2  # the item's number has 4 bytes
-        name = slice(10, 14) if wide else slice(8, 12)
-        if kind == b"infe" and body[name] == b"Exif":
+        place = slice(10, 14) if wide else slice(8, 12)
+        if kind != b"infe" or len(body) < place.stop:
+            continue
+        name, texts = bytes(body[place]), bytes(body[place.stop :])
+        if name == b"Exif" and exif is None:
             item = int.from_bytes(body[4:8] if wide else body[4:6])
             found = b"".join(data[start:end] for number, start, end in _places(meta) if number == item)
-            body[name] = b"free"
-            return bytes(file), found[4 + int.from_bytes(found[:4]) :] or None  # it begins with where the TIFF begins
-    return data, None
+            exif = found[4 + int.from_bytes(found[:4]) :] or None  # it begins with where the TIFF begins
+        if name == b"Exif" or not name.isascii() or (name in (b"mime", b"uri ") and not texts.isascii()):
+            body[place] = b"free"
+    return bytes(file), exif
 
 
 def properties(data: bytes) -> list[tuple[bytes, memoryview]]:

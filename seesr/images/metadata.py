@@ -57,6 +57,7 @@ def read_metadata(
     dpi = _possible(found.dpi) or _possible(blocks.dpi_of(exif) if exif else None)
     if dpi and orientation >= 5:
         dpi = dpi[1], dpi[0]
+        exif = exif and blocks.with_dpi(exif, dpi)
     if exif:
         exif = blocks.upright(exif) if not is_tiff or blocks.describes(exif) else None
     xmp = packets.with_numbers(xmp, {packets.ORIENTATION: 1})

@@ -1,6 +1,7 @@
 """Read HEIC and AVIF at their depth, with what their boxes state about place and colours."""
 
 import io
+import logging
 from dataclasses import replace
 
 import cv2
@@ -11,6 +12,8 @@ from PIL import Image
 from seesr.images import isobmff
 from seesr.images.color import StatedColors
 from seesr.images.raster import STRIP, Raster, from_image, scaled
+
+log = logging.getLogger(__name__)
 
 pi_heif.register_heif_opener(thumbnails=False, depth_images=False, aux_images=False)
 
@@ -27,8 +30,12 @@ def read(data: bytes, image: Image.Image) -> Raster:
         depth = image.info.get("bit_depth", 8)
         raster = _deep_heif(data, depth) if depth > 8 else from_image(image)
     else:
-        depth = isobmff.depth(stated) if image.width * image.height <= MAX_DEEP_AVIF else 8
-        raster = _deep_avif(data, depth) if depth > 8 else from_image(image)
+        depth, deep = isobmff.depth(stated), None
+        if depth > 8 and image.width * image.height <= MAX_DEEP_AVIF:
+            deep = _deep_avif(data, depth)
+        if depth > 8 and deep is None:
+            log.warning("The AVIF has %d bits per channel: it is read with 8.", depth)
+        raster = deep or from_image(image)
         if isobmff.is_grey(stated):
             raster = replace(raster, pixels=raster.pixels[..., :1].copy(), mode="L")
         alpha = None if raster.alpha is None else isobmff.transformed(raster.alpha, stated)
@@ -41,11 +48,11 @@ def _deep_heif(data: bytes, depth: int) -> Raster:
     return _split(np.asarray(file), depth, shift=16 - depth)  # the array lives as long as `file` does
 
 
-def _deep_avif(data: bytes, depth: int) -> Raster:
-    """By OpenCV: Pillow reads 8 bits."""
+def _deep_avif(data: bytes, depth: int) -> Raster | None:
+    """By OpenCV, since Pillow reads 8 bits; None for a kind that it does not read, such as grey with alpha."""
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is None or pixels.dtype != np.uint16:
-        raise ValueError("a damaged AVIF")
+        return None
     for top in range(0, len(pixels) if pixels.ndim == 3 else 0, STRIP):
         rows = pixels[top : top + STRIP]
         rows[..., :3] = rows[..., 2::-1].copy()  # OpenCV has blue first

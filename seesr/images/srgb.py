@@ -71,16 +71,19 @@ def from_cmyk(pixels: np.ndarray) -> np.ndarray:
     return _by_strips(pixels, 3, convert)
 
 
-def from_lab(pixels: np.ndarray) -> np.ndarray:
-    """CIELAB under D50. 128 (of 255) or 32768 (of 65535) is added to a and b."""
+def from_lab(pixels: np.ndarray, white: Sequence[float] | None = None) -> np.ndarray:
+    """CIELAB under the xy `white`, by default D50. 128 (of 255) or 32768 (of 65535) is added to a and b."""
     one = np.float32(1 if pixels.dtype == np.uint8 else 256)
+    x, y = white[:2] if white and len(white) >= 2 and min(white[:2]) > 0.1 and sum(white[:2]) < 0.95 else (0, 0)
+    light = np.array([x / y, 1, (1 - x - y) / y]) if y else icc.D50
+    to_rgb = _XYZ_TO_RGB @ icc.adapt_to_d50(light)
 
     def convert(strip: np.ndarray) -> np.ndarray:
         y = (_to_unit(strip[..., 0]) * 100 + 16) / 116
         x, z = y + (strip[..., 1] / one - 128) / 500, y - (strip[..., 2] / one - 128) / 200
         root = np.dstack([x, y, z])
-        xyz = np.where(root > 6 / 29, root * root * root, (116 * root - 16) / (24389 / 27)) * icc.D50.astype(np.float32)
-        return _encode(cv2.transform(xyz, _XYZ_TO_RGB))
+        xyz = np.where(root > 6 / 29, root * root * root, (116 * root - 16) / (24389 / 27)) * light.astype(np.float32)
+        return _encode(cv2.transform(xyz, to_rgb))
 
     return _by_strips(pixels, 3, convert)
 

@@ -14,6 +14,7 @@ log = logging.getLogger(__name__)
 (COLOR_MAP, TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, TILE_BYTES, SUB_DIRECTORIES) = (320, 322, 323, 324, 325, 330)
 (INK_SET, EXTRA_SAMPLES, SAMPLE_FORMAT, SAMPLE_MIN, SAMPLE_MAX, PROFILE) = (332, 338, 339, 340, 341, 34675)
 NEW_SUBFILE_TYPE, SUBFILE_TYPE, WHITE_POINT, DNG_VERSION = 254, 255, 318, 50706
+ORIENTATION, EXIF = 274, 34665
 
 MAX_PAGES = 200  # directories that are looked at
 
@@ -41,14 +42,17 @@ def is_raw(data: bytes) -> bool:
 
 
 def choose_page(data: bytes) -> tuple[Directory, int]:
-    """The first page, or the largest full one where the first is a thumbnail or a mask, and the byte where it is."""
+    """The first page, or the largest full one where the first is a thumbnail or a mask; and where its metadata are.
+
+    A page that has neither orientation nor EXIF shares those of the first, as TIFF/EP has it.
+    """
     pages = [(page, at) for page, at in _directories(data) if _area(page)]
     if not pages:
         raise ValueError("a TIFF without a page")
     chosen = pages[0] if _is_full(pages[0][0]) else max(pages, key=lambda page: (_is_full(page[0]), _area(page[0])))
     if len(pages) > 1:
         log.info("The TIFF has %d pages: upscaling number %d.", len(pages), pages.index(chosen) + 1)
-    return chosen
+    return chosen[0], (chosen if chosen[0].entries.keys() & {ORIENTATION, EXIF} else pages[0])[1]
 
 
 def numbers(page: Directory, tag: int) -> list[float]:

@@ -46,6 +46,8 @@ _STRUCTURE = (  # the tags about pixels; 292 and on: fax, 347: JPEG tables, 512 
 
 def read(data: bytes, page: Directory) -> Raster:
     """The pixels of a page, not turned. RefusalError for a kind that is not read, other errors for a damaged file."""
+    if page.is_cut or any(tag in _STRUCTURE for tag, place in page.places if place in page.broken):
+        raise ValueError("a TIFF with a damaged directory")
     check_size(integer(page, tiff.WIDTH), integer(page, tiff.HEIGHT))
     profile = bytes(page.entries[tiff.PROFILE][2]) if tiff.PROFILE in page.entries else None
     white = (

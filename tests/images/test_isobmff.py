@@ -121,3 +121,13 @@ def test_faulty_exif_loses_neither_pixels_nor_orientation(kind: str, fault: str)
     found = images.open_image(io.BytesIO(bytes(data)))
     assert found.rgb.size == ((48, 24) if kind == "avif" else (64, 32))
     assert (found.exif is None) == (fault == "not a TIFF")
+
+
+@pytest.mark.parametrize("kind", [b"\xe9xif", b"Ex\x80f"])
+def test_an_item_whose_type_is_no_ascii_harms_no_decoder(kind: bytes) -> None:
+    """It crashed pi_heif, and with it the worker."""
+    whole = (DATA / "orientation-6.heic").read_bytes()
+    data = whole.replace(b"Exif", kind, 1)
+    assert data != whole
+    assert kind not in isobmff.take_exif(data)[0]
+    assert images.open_image(io.BytesIO(data)).rgb.size == images.open_image(io.BytesIO(whole)).rgb.size

@@ -38,8 +38,10 @@ ARTIST = "Zoë".encode()
 
 
 def exif() -> bytes:
-    """An EXIF block with one text."""
-    return struct.pack("<2sHIHHHI4sI", b"II", 42, 8, 1, 315, 2, 4, ARTIST, 0)
+    """An EXIF block with a resolution and a text."""
+    resolution = [struct.pack("<HHII", tag, 5, 1, 62) for tag in (282, 283)]
+    entries = [*resolution, struct.pack("<HHIHH", 296, 3, 1, 2, 0), struct.pack("<HHI4s", 315, 2, 4, ARTIST)]
+    return struct.pack("<2sHIH", b"II", 42, 8, len(entries)) + b"".join(entries) + struct.pack("<III", 0, 300, 1)
 
 
 KEPT = Metadata(exif(), XMP, IPTC, (300.0, 300.0))

@@ -154,3 +154,16 @@ def test_strips_give_what_the_whole_gives(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(srgb, "STRIP", 64)
     assert len(list(srgb.strips(pixels))) == 19
     assert (srgb.from_lab(pixels) == whole).all()
+
+
+@pytest.mark.parametrize("white", [None, (0.3127, 0.329)])
+def test_lab_is_read_under_its_white(white: tuple[float, float] | None) -> None:
+    """Lindbloom's values of sRGB red, green and blue: under D50 and, as ImageMagick writes them, under D65."""
+    lab = np.array(
+        [(54.29, 80.81, 69.89), (87.82, -79.28, 80.99), (29.57, 68.30, -112.03)]
+        if white is None
+        else [(53.24, 80.09, 67.20), (87.73, -86.18, 83.18), (32.30, 79.19, -107.86)]
+    )
+    stored = np.round((lab + np.array([0, 128, 128])) * (655.35, 256, 256)).astype(np.uint16)[None]
+    found = srgb.from_lab(stored, white)[0] / 257
+    assert np.abs(found - np.diag([255, 255, 255])).max() < 3

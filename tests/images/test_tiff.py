@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from seesr import images
+from seesr.images.write_tiff import write_tiff
 from tests.corpus import DATA
 from tests.image_files import Entries, pages, tiff
 
@@ -226,6 +227,14 @@ def test_the_page_that_is_read(content: list[Any], below: int, value: int, caplo
     assert f"The TIFF has {len(content)} pages" in caplog.text
 
 
+def test_a_page_below_a_thumbnail_has_its_orientation() -> None:
+    thumbnail = page(10, 8, t254=THUMBNAIL, t274=(3, [6]))
+    full: Entries = {**page(20, 16, t254=FULL)[0], 256: (4, [32])}
+    assert opened(pages([thumbnail, (full, [bytes(512)])], below=0)).rgb.size == (16, 32)
+    own = {**full, 274: (3, [1])}
+    assert opened(pages([thumbnail, (own, [bytes(512)])], below=0)).rgb.size == (32, 16)
+
+
 @pytest.mark.parametrize("end", [2**32 - 1, 10**6, 7, 8, 263])
 def test_a_broken_next_directory_does_no_harm(end: int) -> None:
     assert np.asarray(opened(pages([page(10, 16)], end=end)).rgb)[0, 0, 0] == 10
@@ -319,4 +328,21 @@ def test_bits_beyond_all_memory_are_refused() -> None:
         broken = bytearray(file)
         struct.pack_into("<HHII", broken, at, tag, kind, 1, value)
         with pytest.raises(ValueError, match=r"^image must"):
+            opened(bytes(broken))
+
+
+def test_a_directory_that_is_cut_or_broken_is_damage() -> None:
+    """libtiff writes it at the end of the file. What is missing of it must not be guessed."""
+    stream = io.BytesIO()
+    write_tiff(np.random.default_rng(0).integers(0, 256, (40, 50, 3)).astype(np.uint8), stream, {})
+    data = stream.getvalue()
+    start = int.from_bytes(data[4:8], "little")
+    count = int.from_bytes(data[start : start + 2], "little")
+    for end in range(start + 1, start + 2 + 12 * count):
+        with pytest.raises(ValueError, match=r"damaged file|TIFF"):
+            opened(data[:end])
+    for entry in range(count):
+        broken = bytearray(data)
+        struct.pack_into("<H", broken, start + 2 + 12 * entry + 2, 99)  # a type that is none
+        with pytest.raises(ValueError, match="damaged file"):
             opened(bytes(broken))

@@ -88,7 +88,7 @@ def test_predict_reports_as_json_and_takes_the_format_from_the_name(tmp_path: Pa
     ("arguments", "sentence"),
     [
         (["-o", "out.webp", "-i", "output_format=png"], "-o out.webp asks for webp, but output_format is png: change"),
-        (["-o", "out.gif"], "-o must end in .png, .webp, .jpg, .jpeg, got out.gif"),
+        (["-o", "out.gif"], "-o must end in .png, .webp, .jpg, .tiff, .jpeg, .tif, got out.gif"),
         (["-o", "."], "-o must name a file, got the folder .; name a file in it, such as out.png"),
         (["-o", "results/"], "-o must name a file, got the folder results/; name a file in it"),
         (["-o", "/dev/null"], "-o must name a file, got the device /dev/null; name another"),
