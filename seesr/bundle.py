@@ -182,7 +182,8 @@ def build_vae(config: dict[str, Any]) -> AutoencoderKL:
 
 def build_tiny_vae(config: dict[str, Any]) -> AutoencoderTiny:
     """From an upstream config.json: diffusers' small autoencoder, with sub-pixel upsampling and ReLUs in place."""
-    vae: Any = AutoencoderTiny.from_config(_arguments(config))
+    arguments = {name: value for name, value in _arguments(config).items() if name != "block_out_channels"}
+    vae: Any = AutoencoderTiny.from_config(arguments)  # which writes block_out_channels without taking it
     use_subpixel_upsampling(vae.decoder)
     for module in vae.modules():
         if isinstance(module, torch.nn.ReLU):

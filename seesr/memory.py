@@ -175,7 +175,7 @@ class MemoryModel:
         return {
             "encode": image + noise + max(encoding, sampling),
             "denoise": image + noise + 4 * state * particles + steering + self._denoise(latent, settings, plan),
-            "decode": image + noise + 2 * state + self._vae("decode", latent, plan.decode),
+            "decode": image + noise + (2 + particles) * state + self._vae("decode", latent, plan.decode),
             "color": max(images * image + strips * strip for images, strips in held) + noise + state,
         }
 

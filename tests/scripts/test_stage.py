@@ -203,7 +203,7 @@ def test_a_good_bundle_is_described(golden_bundle: Path, tiny_bundle: Path) -> N
     is_full, about = stage.check_bundle(golden_bundle)
     assert is_full
     assert about.startswith("SeeSR-Turbo, F32, 0.")
-    assert about.endswith("0 of 9 source files have the manifest's sha256")
+    assert about.endswith("0 of 10 source files have the manifest's sha256")
     is_full, about = stage.check_bundle(tiny_bundle)
     assert not is_full
     assert about.endswith("not the full model, a test")
