@@ -21,6 +21,7 @@ def bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
     return shutil.copytree(tiny_bundle, tmp_path / "bundle")
 
 
+@pytest.mark.slow
 def test_save_and_load_round_trip(golden: SeeSR, tmp_path: Path) -> None:
     bundle_writer.save(golden.components, tmp_path / "copy", {"kind": "test"}, dtype=torch.float32)
     again = bundles.load(tmp_path / "copy")

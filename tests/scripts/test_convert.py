@@ -41,6 +41,7 @@ def run(upstream: Path, out: Path, **changed: Any) -> None:
     script.convert(**arguments | changed, out=out)
 
 
+@pytest.mark.slow
 def test_the_bundle_is_complete_and_says_where_it_is_from(upstream: Path, tmp_path: Path) -> None:
     run(upstream, tmp_path / "bundle")
     parts = bundles.load(tmp_path / "bundle")
