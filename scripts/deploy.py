@@ -238,7 +238,7 @@ def run_cog(command: list[str], folder: Path, wheel: str) -> None:
     with subprocess.Popen(command, cwd=folder, env=env | {"COGLET_WHEEL": wheel}) as process:
         try:
             status = process.wait()
-        except BaseException:
+        except BaseException:  # interrupted: Cog ends with us
             process.terminate()
             raise
     if status:
