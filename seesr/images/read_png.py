@@ -21,15 +21,15 @@ START = b"\x89PNG\r\n\x1a\n"
 _GREY, _RGB, _GREY_ALPHA, _RGBA = 0, 2, 4, 6  # colour types
 
 
-def chunks(data: bytes) -> Iterator[tuple[bytes, memoryview, memoryview, bool]]:
-    """Type, body, the whole chunk, and whether its checksum is right, up to the end."""
+def chunks(data: bytes) -> Iterator[tuple[bytes, memoryview, memoryview]]:
+    """Type, body and the whole chunk, up to the end. Checksums are not looked at: `mend` does, once."""
     view, at = memoryview(data), len(START)
     while at + 12 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, at)
         whole = view[at : at + 12 + length]
         if len(whole) < 12 + length:
             return
-        yield kind, whole[8:-4], whole, zlib.crc32(whole[4:-4]) == int.from_bytes(whole[-4:])
+        yield kind, whole[8:-4], whole
         at = len(data) if kind == b"IEND" else at + len(whole)
 
 
@@ -37,11 +37,11 @@ def mend(data: bytes) -> bytes:
     """The file without the ancillary chunks whose checksum is wrong. ValueError if that of another chunk is."""
     good: list[bytes | memoryview] = [data[: len(START)]]
     at = len(START)
-    for kind, _, whole, right in chunks(data):
+    for kind, _, whole in chunks(data):
         if kind == b"CgBI":
             raise unsupported("a PNG for iOS apps (CgBI)", "as an ordinary PNG")
         at += len(whole)
-        if right:
+        if zlib.crc32(whole[4:-4]) == int.from_bytes(whole[-4:]):
             good.append(whole)
         elif not kind[:1].islower():
             raise ValueError("a critical chunk of a PNG with a wrong checksum")
@@ -55,7 +55,7 @@ def read(data: bytes, image: Image.Image) -> Raster:
     width, height, depth, color = struct.unpack_from(">IIBB", data, 16)
     check_size(width, height)
     stated, key = _stated(data, image), None
-    for kind, body, _, _ in chunks(data):
+    for kind, body, _ in chunks(data):
         if kind == b"tRNS" and color in (_GREY, _RGB):
             key = np.frombuffer(body[: 2 if color == _GREY else 6], ">u2")
     if depth == 16:
@@ -82,7 +82,7 @@ def _alpha(pixels: np.ndarray, key: np.ndarray, depth: int) -> np.ndarray:
 
 def _read_deep(data: bytes, color: int) -> Raster:
     """16 bits by OpenCV, which Pillow cuts to 8. It gets only the pixels: it would apply gamma and transparency."""
-    parts = [whole for kind, _, whole, _ in chunks(data) if kind in (b"IHDR", b"IDAT")]
+    parts = [whole for kind, _, whole in chunks(data) if kind in (b"IHDR", b"IDAT")]
     end = b"\0\0\0\0IEND" + struct.pack(">I", zlib.crc32(b"IEND"))
     found = cv2.imdecode(np.frombuffer(b"".join([START, *parts, end]), np.uint8), cv2.IMREAD_UNCHANGED)
     if found is None or found.dtype != np.uint16:
@@ -95,7 +95,7 @@ def _read_deep(data: bytes, color: int) -> Raster:
 
 def _stated(data: bytes, image: Image.Image) -> StatedColors:
     found = {}
-    for kind, body, _, _ in chunks(data):
+    for kind, body, _ in chunks(data):
         if kind == b"IDAT":
             break
         found.setdefault(kind, body)
