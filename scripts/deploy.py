@@ -114,14 +114,14 @@ def profile_of(sku: str) -> str:
 
 def price(sku: str) -> float:
     """Dollars a second by our own table, since the API tells none; 0 if unknown."""
-    from scripts.cost import CARDS
+    from seesr.cost import CARDS
 
     return (CARDS[card].price or 0) if (card := sku.removeprefix("gpu-")) in CARDS else 0
 
 
 def predicted(card: str, side: int, steps: int) -> str:
     """Seconds and dollars of a result of `side` by the full model."""
-    from scripts.cost import estimate
+    from seesr.cost import estimate
     from seesr.settings import Settings
 
     found = estimate(card, (side // 4, side // 4), Settings(num_inference_steps=steps))

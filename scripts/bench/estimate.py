@@ -3,9 +3,9 @@
     .venv/bin/python -m scripts.bench.estimate --size 1024x768 --scale 4 --steps 2 --gpu t4
     .venv/bin/python -m scripts.bench.estimate --table     every card at three sizes
     .venv/bin/python -m scripts.bench.estimate --errors    predicted beside published speeds, and where shares come from
-    .venv/bin/python -m scripts.bench.estimate --count     count the networks again, into scripts/cost.json
+    .venv/bin/python -m scripts.bench.estimate --count     count the networks again, into seesr/cost.json
 
-No number here was measured on a GPU with this model. scripts/cost.py says how it is predicted.
+No number here was measured on a GPU with this model. seesr/cost.py says how it is predicted.
 """
 
 import argparse
@@ -14,9 +14,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from scripts import cost
-from scripts.cost import CARDS, Estimate, Run, read_counted
-from seesr import hardware
+from seesr import cost, hardware
+from seesr.cost import CARDS, Estimate, Run, read_counted
 from seesr.memory import TilePlan
 from seesr.settings import Settings
 from seesr.sizes import Size
@@ -209,7 +208,7 @@ def main() -> None:
     parser.add_argument("--gpu", choices=CARDS, help="one card only")
     parser.add_argument("--table", action="store_true", help="every card at three sizes")
     parser.add_argument("--errors", action="store_true", help="predicted beside published speeds")
-    parser.add_argument("--count", action="store_true", help="count the networks again and write scripts/cost.json")
+    parser.add_argument("--count", action="store_true", help="count the networks again and write seesr/cost.json")
     arguments = parser.parse_args()
     if arguments.count:
         from scripts.bench import kernels  # imports every network

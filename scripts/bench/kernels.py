@@ -1,4 +1,4 @@
-"""Count the kernels of the real model, and of the networks that published measurements ran, for scripts/cost.json.
+"""Count the kernels of the real model, and of the networks that published measurements ran, for seesr/cost.json.
 
 A kernel's FLOPs and bytes are found by running it at several sizes on the meta device. Kernels of about the same
 arithmetic intensity are added up: a roofline takes the same side for all of them.
@@ -17,9 +17,9 @@ from torch import Tensor
 from scripts.bench import random_bundle
 from scripts.bench.flops import FlopCounter
 from scripts.bench.memory import weight_bytes
-from scripts.cost import COUNTED, Counted, Kernel
 from seesr.bundle import Components, build_empty
 from seesr.color_fix import match_color
+from seesr.cost import COUNTED, Counted, Kernel
 from seesr.denoise import embed_control_image, run_controlnet_unet
 from seesr.memory import MemoryModel
 from seesr.tiling import tile_grid

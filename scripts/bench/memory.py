@@ -18,9 +18,9 @@ from typing import Any
 
 from scripts.bench import random_bundle
 from scripts.bundle_writer import measure_bundle
-from scripts.cost import plan_for_card
 from seesr import hardware
 from seesr.bundle import Components, read_json
+from seesr.cost import plan_for_card
 from seesr.memory import MemoryModel
 from seesr.settings import Settings
 

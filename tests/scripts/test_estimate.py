@@ -6,11 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from scripts import cost
 from scripts.bench import estimate, flops, kernels, random_bundle
 from scripts.bench.memory import weight_bytes
-from scripts.cost import CARDS, Estimate
-from seesr import hardware
+from seesr import cost, hardware
+from seesr.cost import CARDS, Estimate
 from seesr.pipeline import SeeSR
 from seesr.settings import Settings
 
