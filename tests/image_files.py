@@ -10,7 +10,7 @@ import numpy as np
 Entries = dict[int, tuple[int, list[Any]]]
 """Tag -> (type, values) of a TIFF."""
 
-_TYPES = {1: "B", 2: "B", 3: "H", 4: "I", 7: "B", 11: "f", 12: "d", 13: "I", 16: "Q"}
+_TYPES = {1: "B", 2: "B", 3: "H", 4: "I", 5: "I", 7: "B", 11: "f", 12: "d", 13: "I", 16: "Q"}
 
 
 def packed(values: np.ndarray, bits: int, order: str, form: int) -> bytes:
@@ -80,7 +80,7 @@ def pages(content: list[tuple[Entries, list[bytes]]], order: str = "<", below: i
             value = struct.pack(f"{order}{len(numbers)}{_TYPES[kind]}", *numbers)
             if tag == 330 and number == below:
                 links.append(len(file) + 8)
-            file += struct.pack(order + "HHI", tag, kind, len(numbers))
+            file += struct.pack(order + "HHI", tag, kind, len(numbers) // (2 if kind == 5 else 1))  # 5 has two each
             file += struct.pack(order + "I", after + len(values)) if len(value) > 4 else value.ljust(4, b"\0")
             values += value if len(value) > 4 else b""
         if number != below:

@@ -33,7 +33,7 @@ def read(data: bytes) -> Raster:
     _check(width, height, largest)
     count = width * height * channels
     if kind <= 3:
-        values = _from_text(data[at:], count, digits=kind == 1)
+        values = _from_text(data[at:], count, largest, digits=kind == 1)
     elif kind == 4:
         rows = np.frombuffer(data, np.uint8, height * -(-width // 8), at + 1).reshape(height, -1)
         values = np.unpackbits(rows, axis=1)[:, :width]
@@ -44,14 +44,16 @@ def read(data: bytes) -> Raster:
 
 
 def _read_pam(data: bytes) -> Raster:
-    head, _, _ = data[:2000].partition(b"ENDHDR\n")
+    end = re.search(rb"^ENDHDR\r?\n", data[:2000], re.MULTILINE)
+    if not end:
+        raise ValueError("a PAM without an end of its head")
+    head = data[: end.start()]
     fields = dict(re.findall(rb"^(WIDTH|HEIGHT|DEPTH|MAXVAL)\s+(\d{1,9})\s*$", head, re.MULTILINE))
     width, height, depth, largest = (int(fields[name]) for name in (b"WIDTH", b"HEIGHT", b"DEPTH", b"MAXVAL"))
     _check(width, height, largest)
     if not 1 <= depth <= 4:
         raise unsupported(f"a PAM of {depth} channels")
-    start = len(head) + len(b"ENDHDR\n")
-    values = np.frombuffer(data, np.uint8 if largest < 256 else ">u2", width * height * depth, start)
+    values = np.frombuffer(data, np.uint8 if largest < 256 else ">u2", width * height * depth, end.end())
     pixels = _scaled(values.reshape(height, width, depth), largest)
     alpha = pixels[..., -1].copy() if depth in (2, 4) else None
     return Raster(np.ascontiguousarray(pixels[..., : depth - 1 + depth % 2]), "L" if depth < 3 else "RGB", alpha)
@@ -67,14 +69,16 @@ def _scaled(values: np.ndarray, largest: int) -> np.ndarray:
     return scaled(np.minimum(values, largest).astype(values.dtype.newbyteorder("="), copy=False), largest)
 
 
-def _from_text(text: bytes, count: int, digits: bool) -> np.ndarray:
-    """`count` numbers in decimal digits; `digits`: each is one digit, and there may be no space between."""
+def _from_text(text: bytes, count: int, largest: int, digits: bool) -> np.ndarray:
+    """`count` numbers up to `largest` in decimal digits; `digits`: each is one, and there may be no space between."""
     text = _BETWEEN.sub(b"", text) if b"#" in text else text
     if digits:
         values = np.frombuffer(text, np.uint8)
         values = values[(values == ord("0")) | (values == ord("1"))][:count] - ord("0")
     else:
-        values = np.fromstring(text, np.uint16, sep=" ")[:count]  # whitespace of any kind
+        values = np.fromstring(text, np.int32, sep=" ")[:count]  # whitespace of any kind
     if values.size < count:
         raise ValueError("a netpbm file that ends early")
-    return values
+    if values.min() < 0 or values.max() > largest:
+        raise ValueError("a netpbm file with values beyond its white")
+    return values.astype(np.uint16)

@@ -54,7 +54,17 @@ _NOT_READ = {
     b"%PDF": "a PDF document",
     b"PF\n": "a floating point PFM file",
     b"Pf\n": "a floating point PFM file",
+    b"%!PS": "a PostScript drawing (EPS)",
+    b"\xc5\xd0\xd3\xc6": "a PostScript drawing (EPS)",
+    b"PK\3\4": "a ZIP archive",
+    b"\x1aE\xdf\xa3": "a video",
+    b"FLV\1": "a video",
 }
+_MARKUP = re.compile(
+    rb"(?is)\A(?:\xef\xbb\xbf)?\s*(?:<\?xml.*?\?>|<!--.*?-->|<!doctype (?:svg|html)[^>]*>|\s)*<(svg|html)\b"
+)
+_VIDEO = {b"isom", b"iso2", b"iso4", b"iso5", b"iso6", b"mp41", b"mp42", b"avc1", b"M4V ", b"qt  ", b"3gp4", b"3gp5"}
+_RARE_HEIF = {b"mif1", b"msf1", b"miaf", b"avci", b"avcs", b"vvic", b"vvis", b"evbi", b"evbs", b"jpeg", b"jpgs"}
 _RAW_STARTS = (b"FUJIFILMCCD-RAW", b"FOVb", b"\0MRM", b"II\x1a\0\0\0HEAP")  # Fuji, Sigma, Minolta, old Canon
 
 
@@ -140,9 +150,7 @@ def _kind(data: bytes) -> str:
         raise RefusalError(
             "image must be a developed photograph, got a camera raw file; export it as JPEG, PNG or TIFF"
         )
-    for start, name in _NOT_READ.items():
-        if data.startswith(start):
-            raise unsupported(name, "as PNG")
+    _refuse_other_kinds(data, brands)
     if tiff.is_tiff(data):
         return "TIFF"
     if netpbm.is_netpbm(data):
@@ -151,6 +159,21 @@ def _kind(data: bytes) -> str:
         return "AVIF" if data[8:12] in _AVIF or not brands & _HEIF else "HEIF"
     found = next((kind for start, kind in _STARTS.items() if data.startswith(start)), "")
     return "" if found == "WEBP" and data[8:12] != b"WEBP" else found
+
+
+def _refuse_other_kinds(data: bytes, brands: set[bytes]) -> None:
+    """Raise RefusalError for a file of a kind that is known and not read."""
+    name = next((name for start, name in _NOT_READ.items() if data.startswith(start)), "")
+    if markup := _MARKUP.match(data[:4000]):
+        name = "a drawing (SVG)" if markup[1].lower() == b"svg" else "a web page"
+    if not brands & (_AVIF | _HEIF):
+        name = (
+            "a video" if brands & _VIDEO else "a HEIF file that holds no HEVC or AV1" if brands & _RARE_HEIF else name
+        )
+    if data[:4] == b"RIFF" and data[8:12] == b"AVI ":
+        name = "a video"
+    if name:
+        raise unsupported(name, "as PNG" if name != "a video" else "as a still image, such as PNG")
 
 
 def _open(file: list[bytes], kind: str) -> OpenedImage:

@@ -50,10 +50,11 @@ def read(data: bytes, page: Directory) -> Raster:
         raise ValueError("a TIFF with a damaged directory")
     check_size(integer(page, tiff.WIDTH), integer(page, tiff.HEIGHT))
     profile = bytes(page.entries[tiff.PROFILE][2]) if tiff.PROFILE in page.entries else None
-    white = (
-        tuple(page.numbers(tiff.WHITE_POINT)[:2]) if integer(page, tiff.PHOTOMETRIC, 1) in (CIELAB, ICCLAB) else None
-    )
-    stated = StatedColors(icc=profile or None, chromaticities=white or None)
+    white, primaries = (page.numbers(tag) for tag in (tiff.WHITE_POINT, tiff.PRIMARIES))
+    is_lab = integer(page, tiff.PHOTOMETRIC, 1) in (CIELAB, ICCLAB)
+    known = len(white) == 2 and (is_lab or len(primaries) == 6)
+    chromaticities = (*white, *([] if is_lab else primaries)) if known else None
+    stated = StatedColors(icc=profile or None, chromaticities=chromaticities)
     if integer(page, tiff.COMPRESSION, 1) in _BY_PILLOW or integer(page, tiff.PHOTOMETRIC, 1) == YCBCR:
         return replace(_read_by_pillow(data, page), stated=stated)
     layout = layout_of(page, len(data))

@@ -50,6 +50,18 @@ def test_pam_may_have_alpha(depth: int) -> None:
     assert (found.alpha_pixels is not None) == (depth in (2, 4))
 
 
+def test_a_pam_may_have_ends_of_lines_as_on_windows() -> None:
+    head = b"P7\r\nWIDTH 2\r\nHEIGHT 1\r\nDEPTH 1\r\nMAXVAL 255\r\nENDHDR\r\n"
+    assert opened(head + bytes([5, 9]))[..., 0].tolist() == [[5, 9]]
+
+
+@pytest.mark.parametrize("value", [b"256", b"70000", b"-5"])
+def test_a_number_beyond_white_is_damage(value: bytes) -> None:
+    """As in libnetpbm."""
+    with pytest.raises(ValueError, match="got a damaged file"):
+        opened(b"P2 2 1 255\n7 " + value)
+
+
 @pytest.mark.parametrize(
     "head", [b"P5 0 5 255\n", b"P5 5 5 0\n", b"P5 5 5 70000\n", b"P6 5\n", b"P7\nWIDTH 5\nENDHDR\n"]
 )

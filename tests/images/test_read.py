@@ -77,6 +77,17 @@ def test_a_large_uncompressed_tiff_is_not_too_large() -> None:
         (b"\xff\x0a\xfa", "a JPEG XL file"),
         (b"\x76\x2f\x31\x01", "an OpenEXR file"),
         (b"%PDF-1.7", "a PDF document"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0", "a PostScript drawing"),
+        (b'<?xml version="1.0"?>\n<!-- a sign -->\n<svg xmlns="http://www.w3.org/2000/svg">', "a drawing .SVG."),
+        (b"  <svg width='5'>", "a drawing .SVG."),
+        (b"<!DOCTYPE html>\n<html lang='en'>", "a web page"),
+        (b"PK\3\4\x14\0", "a ZIP archive"),
+        (b"\0\0\0\x18ftypmp42\0\0\0\0isommp42", "a video"),
+        (b"\0\0\0\x14ftypqt  \0\0\0\0qt  ", "a video"),
+        (b"\x1aE\xdf\xa3\x9fB\x86", "a video"),
+        (b"RIFF\x24\0\0\0AVI LIST", "a video"),
+        (b"\0\0\0\x18ftypvvic\0\0\0\0mif1vvic", "a HEIF file that holds no HEVC or AV1"),
+        (b"\0\0\0\x18ftypmif1\0\0\0\0mif1avci", "a HEIF file that holds no HEVC or AV1"),
     ],
 )
 def test_formats_that_are_not_read_are_named(start: bytes, name: str) -> None:

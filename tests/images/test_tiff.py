@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from seesr import images
 from seesr.images.write_tiff import write_tiff
+from seesr.settings import Settings
 from tests.corpus import DATA
 from tests.image_files import Entries, pages, tiff
 
@@ -162,6 +163,24 @@ def test_cmyk_of_8_and_16_bits() -> None:
         assert np.asarray(red.rgb)[1, 1].tolist()[0] > 220
         assert np.asarray(red.rgb)[1, 1, 1:].max() < 60
         assert np.asarray(paper.rgb).min() >= 254
+
+
+def test_white_point_and_primaries_are_carried(tmp_path: Path) -> None:
+    """What libtiff calls TIFFTAG_WHITEPOINT and TIFFTAG_PRIMARYCHROMATICITIES, of Display P3."""
+    white, primaries = (31270, 32900), (68000, 32000, 26500, 69000, 15000, 6000)
+    tags: Entries = {
+        tag: (5, [part for value in values for part in (value, 100000)])
+        for tag, values in ((318, white), (319, primaries))
+    }
+    found = opened(tiff(np.tile([200, 30, 10], (4, 4, 1)), 8, RGB, more=tags))
+    images.save_image(found, found.rgb, tmp_path / "a.png", Settings())
+    result = Image.open(tmp_path / "a.png")
+    assert np.asarray(result)[0, 0].tolist() == [200, 30, 10]
+    assert result.info["chromaticity"] == pytest.approx([0.3127, 0.329, 0.68, 0.32, 0.265, 0.69, 0.15, 0.06])
+    assert found.icc is not None
+    to_srgb = ImageCms.profileToProfile(result, io.BytesIO(found.icc), ImageCms.createProfile("sRGB"))
+    # By the matrices of P3 and sRGB, of linear light, clipped.
+    assert np.abs(np.asarray(to_srgb)[0, 0].astype(int) - (219, 0, 0)).max() <= 2
 
 
 def test_premultiplied_colours_are_divided() -> None:
