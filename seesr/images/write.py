@@ -61,19 +61,23 @@ def save_image(opened: OpenedImage, result: Image.Image | Upscaled, path: str | 
     JPEG has no alpha: transparent parts become white, and a warning is logged. Raises ValueError if the format has no
     such sides.
     """
-    kind = settings.output_format
-    pixels = _result_pixels(opened, result, kind)
-    _check_output(pixels.shape[:2], settings)
-    kept = metadata.for_result(opened.metadata, pixels.shape[:2])
     path = Path(path)
     handle, name = tempfile.mkstemp(suffix=path.suffix, dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
-            _write(pixels, file, opened.color, kept, settings)
+            write_image(opened, result, file, settings)
         Path(name).chmod(0o644)
         os.replace(name, path)
     finally:
         Path(name).unlink(missing_ok=True)
+
+
+def write_image(opened: OpenedImage, result: Image.Image | Upscaled, file: BinaryIO, settings: Settings) -> None:
+    """What `save_image` writes, to an open file."""
+    pixels = _result_pixels(opened, result, settings.output_format)
+    _check_output(pixels.shape[:2], settings)
+    kept = metadata.for_result(opened.metadata, pixels.shape[:2])
+    _write(pixels, file, opened.color, kept, settings)
 
 
 def _result_pixels(opened: OpenedImage, result: Image.Image | Upscaled, kind: OutputFormat) -> np.ndarray:
