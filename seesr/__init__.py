@@ -1,5 +1,6 @@
 """SeeSR on SD-Turbo: upscale photographs 1 to 8 times in 1 to 4 steps. `import seesr` alone loads no torch."""
 
+import os
 import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -13,6 +14,9 @@ __version__ = "0.3.0"
 __all__ = ["SeeSR", "Settings", "__version__", "open_image", "save_image"]
 
 _MODULES = {"SeeSR": "pipeline", "Settings": "settings", "open_image": "images", "save_image": "images"}
+
+# Threads that spin while they wait slow down other processes on the same cores. OpenMP reads it when torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # diffusers decorates functions with torch.autocast("cuda") on import, which warns on a machine without CUDA.
 warnings.filterwarnings("ignore", "CUDA is not available", UserWarning, module="diffusers")

@@ -153,7 +153,7 @@ def estimate(gpu: str, size: Size, settings: Settings) -> Estimate:
     Raises ValueError where the result is too large, for the limit or for the card.
     """
     card, profile, counted = CARDS[gpu], hardware.GPUS[gpu], read_counted()
-    scale = sizes.scale_of(size, settings.scale_factor, settings.target_long_side)
+    scale = settings.scale(size)
     _, working = sizes.working_size(size, scale, counted.process_size, profile.output_pixels)
     padded = sizes.padded_size(working, counted.process_size, counted.memory.vae_scale_factor)
     plan = plan_for_card(counted.memory, profile, counted.weights, padded, settings)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+CPU_WARM_UP_FLOPS = 1e12  # some ten seconds of a CPU core: more would cost more than it saves
 FAST_VAE_ADVICE = "leave it off, or convert the bundle again with --tiny-vae"
 
 
@@ -81,9 +82,12 @@ class SeeSR:
         """Load a bundle directory straight to `device` ("cuda", "cpu"; None: a GPU where there is one).
 
         `dtype` None means fp16 on a GPU and fp32 on the CPU. `gpu` is SEESR_GPU, as `hardware.profile` takes it.
-        Raises RuntimeError that names the file and the tensors that are wrong.
+        On the CPU the process keeps freed memory from now on (`hardware.keep_freed_memory`). Raises RuntimeError that
+        names the file and the tensors that are wrong.
         """
         device = device or hardware.device()
+        if device == "cpu":
+            hardware.keep_freed_memory()
         profile = hardware.profile(device, gpu)
         components = bundle.load(Path(directory), device, dtype or profile.dtype)
         attention = hardware.use_fast_attention(device, components.unet, components.controlnet, components.vae)
@@ -112,8 +116,7 @@ class SeeSR:
         opened = image if isinstance(image, images.OpenedImage) else images.OpenedImage(image.convert("RGB"))
         image, source = opened.rgb, opened.rgb if opened.pixels is None else opened.pixels
         size = (image.height, image.width)
-        scale = sizes.scale_of(size, settings.scale_factor, settings.target_long_side)
-        target, working, _ = self.sizes(size, scale)
+        target, working, _ = self.sizes(size, settings.scale(size))
         flat, process_size = images.flat_sides(source), self.components.process_size
         padded, (top, left) = sizes.place(working, flat, process_size, self.vae_scale_factor)
         inside = (..., slice(top, top + working[0]), slice(left, left + working[1]))
@@ -127,8 +130,7 @@ class SeeSR:
         latents = context.stage("encode", lambda: self.codec.prepare_latents(control_image, self.schedule, context))
         latent = context.stage("denoise", lambda: self.denoiser.denoise(latents, control_image, conditioning, context))
         result = context.stage("decode", lambda: self.codec.decode(latent, context)[inside])
-        control = control_image[inside]
-        fix, fidelity = settings.color_fix, settings.fidelity
+        control, fix, fidelity = control_image[inside], settings.color_fix, settings.fidelity
         result = context.stage("color", lambda: match_color(result, control, fix, context.plan.strip))
         if fidelity != NEUTRAL_FIDELITY:
             result = context.stage("color", lambda: set_fidelity(result, control, fidelity, context.plan.strip))
@@ -211,16 +213,18 @@ class SeeSR:
     def predict_work(self, image: "Image.Image", settings: Settings) -> float:
         """The FLOPs of an upscale of `image`, without the changes that a lack of memory makes."""
         size = (image.height, image.width)
-        padded = self.sizes(size, sizes.scale_of(size, settings.scale_factor, settings.target_long_side))[2]
+        padded = self.sizes(size, settings.scale(size))[2]
         latent, plan = self._latent_size(padded), TilePlan.wanted(self.profile, settings)
         return sum(predicted_work(self.components.flops, latent, settings, plan).values())
 
     def warm_up(self) -> None:
-        """Upscale one tile, so that the first request does not wait for kernels to load."""
+        """Upscale one tile, so that the first request waits for no kernels. On a CPU only a small model does."""
         ramp = torch.linspace(0, 1, sizes.MIN_TILE * self.vae_scale_factor // 8)
         slope = (ramp[:, None] + ramp) / 2
         gradient = images.to_image(torch.stack([slope, slope / 2, 1 - slope])[None])
-        self.upscale(gradient, Settings(num_inference_steps=2, scale_factor=8, seed=0))
+        settings = Settings(num_inference_steps=2, scale_factor=8, seed=0)
+        if self.device != "cpu" or self.predict_work(gradient, settings) < CPU_WARM_UP_FLOPS:
+            self.upscale(gradient, settings)
 
     def _context(
         self, settings: Settings, noise: Noise | None, size: Size, on_progress: OnProgress | None = None

@@ -1,10 +1,13 @@
 """One upscale request, checked once."""
 
 import math
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Literal, get_args
 
-from seesr.sizes import LONG_SIDE_RANGE
+from seesr.sizes import LONG_SIDE_RANGE, Size, scale_of
 
 ColorFix = Literal["wavelet", "dwt", "adain", "none"]
 OutputFormat = Literal["png", "webp", "jpg", "tiff"]
@@ -30,6 +33,23 @@ _CHOICES = {
 }
 _TILES = ("latent_tiled_size", "latent_tiled_overlap")
 _INTEGERS = ("num_inference_steps", "target_long_side", "output_quality", "seed", "num_particles", *_TILES)
+
+
+_FORMATS = {"jpeg": "jpg", "tif": "tiff"}  # endings of files that differ from the name of their format
+
+
+def format_of(output: str, choices: Sequence[str]) -> str | None:
+    """The output_format of `choices` that the ending of a file asks for; None where it has no ending.
+
+    Raises ValueError for another ending.
+    """
+    ending = os.path.splitext(output)[1][1:].lower()
+    if not ending:
+        return None
+    if (chosen := _FORMATS.get(ending, ending)) not in choices:
+        legal = [*choices, *(other for other, name in _FORMATS.items() if name in choices)]
+        raise ValueError(f"-o must end in .{', .'.join(legal)}, got {output}")
+    return chosen
 
 
 def check_upload(name: str, file: object) -> None:
@@ -90,6 +110,10 @@ class Settings:
         for name in _TILES:
             if (value := getattr(self, name)) < 0:
                 raise ValueError(f"{name} must be 0 (automatic) or more, got {value}")
+
+    def scale(self, size: Size) -> Fraction:
+        """The exact scale for an image of `size` (height, width). Raises ValueError as `sizes.scale_of` does."""
+        return scale_of(size, self.scale_factor, self.target_long_side)
 
     @property
     def particles(self) -> int:

@@ -93,6 +93,15 @@ def test_warming_up_runs_two_steps_of_a_tile_as_gpus_have_it(tiny: SeeSR) -> Non
     assert seen == [(1, tiny.components.unet.config["in_channels"], 64, 64)] * 2
 
 
+def test_a_cpu_is_not_warmed_up_for_a_large_model(tiny: SeeSR) -> None:
+    large = replace(tiny.components, flops={stage: 1000 * flops for stage, flops in tiny.components.flops.items()})
+    hook = tiny.components.unet.register_forward_pre_hook(lambda *_: pytest.fail("it ran"))
+    try:
+        SeeSR(large, tiny.profile).warm_up()
+    finally:
+        hook.remove()
+
+
 def test_a_seed_repeats_and_seeds_differ(golden: SeeSR, photograph: Tensor) -> None:
     image = images.to_image(photograph)
     first, again, other = (golden.upscale(image, Settings(num_inference_steps=2, seed=s)) for s in (0, 0, 1))

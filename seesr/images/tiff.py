@@ -41,7 +41,7 @@ def is_raw(data: bytes) -> bool:
     )
 
 
-def choose_page(data: bytes) -> tuple[Directory, int]:
+def choose_page(data: bytes | memoryview) -> tuple[Directory, int]:
     """The first page, or the largest full one where the first is a thumbnail or a mask; and where its metadata are.
 
     A page that has neither orientation nor EXIF shares those of the first, as TIFF/EP has it.
@@ -80,7 +80,7 @@ def _is_full(page: Directory) -> bool:
     return not integer(page, NEW_SUBFILE_TYPE) & (_REDUCED | _MASK) and integer(page, SUBFILE_TYPE, 1) != 2
 
 
-def _directories(data: bytes) -> list[tuple[Directory, int]]:
+def _directories(data: bytes | memoryview) -> list[tuple[Directory, int]]:
     """The directories and the bytes where they are: the chain, then those below it. A chain that breaks ends there."""
     big, order = data[2:4] in (b"+\0", b"\0+"), "little" if data[:1] == b"I" else "big"
     chain, below, found = [int.from_bytes(data[8:16] if big else data[4:8], order)], [], {}

@@ -37,11 +37,14 @@ class Upscaled(Protocol):
     def pixels(self) -> np.ndarray | None: ...
 
 
-def open_checked(path: str | Path, settings: Settings) -> OpenedImage:
-    """Open an image. Raises ValueError if its result would be too large for the model or for its format."""
-    opened = open_image(path)
+def open_checked(source: str | Path | BinaryIO, settings: Settings) -> OpenedImage:
+    """Open an image, given by its path or as a binary file.
+
+    Raises ValueError if its result would be too large for the model or for its format.
+    """
+    opened = open_image(source)
     size = (opened.rgb.height, opened.rgb.width)
-    scale = sizes.scale_of(size, settings.scale_factor, settings.target_long_side)
+    scale = settings.scale(size)
     _check_output(sizes.working_size(size, scale, process_size=1)[0], settings)
     return opened
 

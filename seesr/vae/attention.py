@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from seesr.vae.resnet import resnet_block
+
 FULL_ATTENTION_MAX_PIXELS = 256 * 256  # latent pixels up to which each one attends to all others
 SAMPLED_KEYS = 128 * 128  # about how many keys are sampled from a larger latent
 WINDOW, MARGIN = 64, 16  # latent pixels: side of a block of queries, and how far around it its near keys reach
@@ -23,13 +25,11 @@ def mid_block(block: Any, hidden: Tensor, stride: int | None = None) -> Tensor:
     pixels = hidden.shape[2] * hidden.shape[3]
     if stride is None:
         stride = 1 if pixels <= FULL_ATTENTION_MAX_PIXELS else round(math.sqrt(pixels / SAMPLED_KEYS))
-    if stride <= 1:
-        return block(hidden)
-    hidden = block.resnets[0](hidden, None)
+    hidden = resnet_block(block.resnets[0], hidden)
     for attention, resnet in zip(block.attentions, block.resnets[1:], strict=True):
         if attention is not None:
-            hidden = sampled_attention(attention, hidden, stride)
-        hidden = resnet(hidden, None)
+            hidden = attention(hidden) if stride <= 1 else sampled_attention(attention, hidden, stride)
+        hidden = resnet_block(resnet, hidden)
     return hidden
 
 

@@ -19,6 +19,7 @@ from seesr.sizes import Size
 from seesr.vae import vae_scale_factor
 from seesr.vae.attention import mid_block
 from seesr.vae.group_norm import Statistics, merge_stats, normalize, tile_stats
+from seesr.vae.resnet import resnet_block
 from seesr.vae.upsampling import upsample
 
 Direction = Literal["encode", "decode"]
@@ -97,14 +98,22 @@ def decode(
 
 
 def _untiled(coder: Any, hidden: Tensor) -> Tensor:
-    """A VAE's own encoder or decoder, except for the attention of large images."""
+    """A VAE's encoder or decoder, but for the attention of large images."""
     hidden = coder.conv_in(hidden)
     for block in getattr(coder, "down_blocks", ()):
-        hidden = block(hidden)
+        hidden = _untiled_block(block.resnets, block.downsamplers, hidden)
     hidden = mid_block(coder.mid_block, hidden)
     for block in getattr(coder, "up_blocks", ()):
-        hidden = block(hidden)
-    return coder.conv_out(F.silu(coder.conv_norm_out(hidden)))
+        hidden = _untiled_block(block.resnets, block.upsamplers, hidden)
+    return coder.conv_out(F.silu(coder.conv_norm_out(hidden), inplace=True))
+
+
+def _untiled_block(resnets: Any, samplers: Any, hidden: Tensor) -> Tensor:
+    for resnet in resnets:
+        hidden = resnet_block(resnet, hidden)
+    for sampler in samplers or ():
+        hidden = sampler(hidden)
+    return hidden
 
 
 def start_tile(vae: Any, direction: Direction, source: Tensor, interior: tuple[Span, Span]) -> TileCoroutine:
