@@ -30,6 +30,8 @@ class CogServer:
     `predictor` is "file.py:Class" below `root`. `env` adds environment variables. `log` receives each line of output
     at once. RuntimeError if the server stops or is not ready within `timeout` seconds.
 
+    `url` is empty until the server listens.
+
     Attributes inside the block: `url`; `health`, the answer of /health-check after setup, which may be a failed one;
     `lines`, the output so far; `pid`; `folder`, the working directory, with the server's temporary files in tmp/.
     """
@@ -45,6 +47,7 @@ class CogServer:
         self.root, self.predictor, self.env, self.log, self.timeout = root, predictor, dict(env or {}), log, timeout
         self.lines: list[str] = []
         self.health: dict[str, Any] = {}
+        self.url = ""
         self._listening = threading.Event()
 
     def __enter__(self) -> "CogServer":
