@@ -20,20 +20,19 @@ import sys
 import tempfile
 import time
 import tomllib
-from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scripts import stage
+from seesr.batch.api import API_TOKEN, ENDED, NAME, check_answer, connect, find, latest_version, price
 
 if TYPE_CHECKING:
-    import httpx
     import replicate
 
 ROOT = stage.ROOT
 EXAMPLE = ROOT / "examples/animal.jpg"
-API_TOKEN, LOGIN_TOKEN = "REPLICATE_API_TOKEN", "REPLICATE_CLI_AUTH_TOKEN"
+LOGIN_TOKEN = "REPLICATE_CLI_AUTH_TOKEN"
 OLDEST_COG, CHECKED_COG = (0, 17), (0, 22)
 """Cog's command line: the first version with sdk_version and COGLET_WHEEL, and the one that this was checked with."""
 
@@ -44,59 +43,6 @@ LINKS = {
     "license_url": "https://huggingface.co/stabilityai/sd-turbo/blob/main/LICENSE.md",
 }
 NOT_OFFERED = {"a40-large": "no longer offered to new models", "v100": "not offered: your own machine"}
-NAME = "[a-z0-9][a-z0-9._-]*"
-ENDED = ("succeeded", "failed", "canceled")
-ADVICE = {
-    401: f"{API_TOKEN} is not valid: make a token at replicate.com/account/api-tokens",
-    402: "the account has no credit: set up billing at replicate.com/account/billing",
-    403: "the token may not do this: use one of the model's owner",
-    404: "not found, or not visible to this token: check OWNER/NAME",
-    409: "it exists already or is being changed: run this again",
-    429: "too many requests: run this again later",
-}
-
-
-class RefusedError(RuntimeError):
-    """An answer of the API that is no success, in one sentence."""
-
-    def __init__(self, response: "httpx.Response") -> None:
-        self.status, request = response.status_code, response.request
-        try:
-            detail = " ".join(str(json.loads(response.read())["detail"]).split())[:300]
-        except (ValueError, KeyError, TypeError):
-            detail = "no details"
-        if seconds := response.headers.get("retry-after"):
-            detail += f"; retry after {seconds} s"
-        other = "Replicate failed: run this again later" if self.status >= 500 else "correct what it names"
-        advice = ADVICE.get(self.status, other)
-        super().__init__(f"{request.method} {request.url.path}: HTTP {self.status} ({detail}): {advice}")
-
-
-def check_answer(response: "httpx.Response") -> None:
-    """Raise RefusedError unless the answer is a success."""
-    if response.status_code >= 400:
-        raise RefusedError(response)
-
-
-def connect() -> "replicate.Client":
-    """The official client. Where reading is refused with 429 or 503, it waits and asks again by itself."""
-    import replicate
-
-    token = os.environ.get(API_TOKEN, "").strip()
-    if not re.fullmatch("[!-~]+", token):  # the client would quote a token that it can't send
-        state = "holds characters that no token has" if token else "is not set"
-        raise RuntimeError(f"{API_TOKEN} {state}: make a token at replicate.com/account/api-tokens")
-    return replicate.Client(api_token=token, event_hooks={"response": [check_answer]})
-
-
-def find(get: Callable[[str], Any], name: str) -> Any:
-    """What the API has by that name, or None."""
-    try:
-        return get(name)
-    except RefusedError as error:
-        if error.status != 404:
-            raise
-        return None
 
 
 def say(what: str, text: str) -> None:
@@ -110,13 +56,6 @@ def profile_of(sku: str) -> str:
     if not sku.startswith("gpu-"):
         raise ValueError(f"--hardware must be a GPU, such as {', '.join(f'gpu-{name}' for name in GPUS)}, got {sku!r}")
     return card if (card := sku.removeprefix("gpu-")) in GPUS else AUTO
-
-
-def price(sku: str) -> float:
-    """Dollars a second by our own table, since the API tells none; 0 if unknown."""
-    from seesr.cost import CARDS
-
-    return (CARDS[card].price or 0) if (card := sku.removeprefix("gpu-")) in CARDS else 0
 
 
 def predicted(card: str, side: int, steps: int) -> str:
@@ -283,7 +222,7 @@ def deployment(options: argparse.Namespace) -> None:
     if not 0 <= options.min <= options.max or options.max == 0:
         raise ValueError(f"--min must be 0 to --max, and --max 1 or more, got {options.min} and {options.max}")
     owner, name = client.accounts.current().username, options.name or options.model.split("/")[1]
-    wanted: Any = {"version": options.version or latest_version(client, options.model), "hardware": options.hardware}
+    wanted: Any = {"version": options.version or latest_version(client, options.model).id, "hardware": options.hardware}
     wanted |= {"min_instances": options.min, "max_instances": options.max}
     if existing := find(client.deployments.get, f"{owner}/{name}"):
         runs = existing.current_release.model
@@ -297,17 +236,11 @@ def deployment(options: argparse.Namespace) -> None:
     say("", f"The version uses the tiles that it was pushed with; {profile}'s own need a push with that --hardware.")
 
 
-def latest_version(client: "replicate.Client", model: str) -> str:
-    if (latest := client.models.get(model).latest_version) is None:
-        raise RuntimeError(f"{model} has no version: run scripts/deploy push first")
-    return latest.id
-
-
 def smoke(options: argparse.Namespace) -> None:
     """Predict an example twice: the first call may find no worker running, the second finds one."""
     client = connect()
     model, _, version = options.model.partition(":")
-    version = version or latest_version(client, model)
+    version = version or latest_version(client, model).id
     call(client, version, "cold", options.timeout)
     ran = call(client, version, "warm", options.timeout)
     skus = [options.hardware] if options.hardware else [item.sku for item in client.hardware.list()]

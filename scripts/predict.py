@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from scripts.cog_server import CogServer, schema
+from seesr.settings import format_of
 
 # As base64 104 MB. The rest of a request's 100 MiB (104.9 MB) is for the other inputs.
 MAX_FILE = 78_000_000
 KINDS = {"integer": "an integer", "number": "a number", "boolean": "a boolean (true or false)"}
-ENDINGS = {"jpeg": "jpg", "tif": "tiff"}  # file endings that differ from the name of their format
 
 
 def main() -> None:
@@ -87,13 +87,9 @@ def check_output(output: str | None) -> None:
 def choose_format(inputs: Mapping[str, Any], output: str | None, document: Mapping[str, Any]) -> dict[str, Any]:
     """The inputs with the output_format that the ending of `output` names. ValueError if it cannot be that."""
     choices = document["components"]["schemas"].get("output_format", {}).get("enum")
-    ending = Path(output or "").suffix
-    if not ending or not choices:
+    chosen = format_of(output or "", choices) if choices else None
+    if chosen is None:
         return dict(inputs)
-    chosen = ENDINGS.get(ending[1:].lower(), ending[1:].lower())
-    if chosen not in choices:
-        legal = [*choices, *(other for other, name in ENDINGS.items() if name in choices)]
-        raise ValueError(f"-o must end in .{', .'.join(legal)}, got {output}")
     if (asked := inputs.get("output_format", chosen)) != chosen:
         raise ValueError(
             f"-o {output} asks for {chosen}, but output_format is {asked}: change one, or leave output_format out"
@@ -112,7 +108,7 @@ def read_inputs(pairs: Sequence[str], document: Mapping[str, Any]) -> dict[str, 
         if name not in known:
             raise ValueError(f"there is no input {name!r}; the inputs are {', '.join(known)}")
         declared = known[name].get("items", known[name])
-        parsed = _read_file(name, value) if declared.get("format") == "uri" else _parse(name, value, declared)
+        parsed = read_file(name, value) if declared.get("format") == "uri" else _parse(name, value, declared)
         if known[name].get("type") == "array":
             inputs.setdefault(name, []).append(parsed)
         elif name in inputs:
@@ -122,8 +118,8 @@ def read_inputs(pairs: Sequence[str], document: Mapping[str, Any]) -> dict[str, 
     return inputs
 
 
-def _read_file(name: str, value: str) -> str:
-    """@file as a data URI; a URL or a data URI as it is."""
+def read_file(name: str, value: str) -> str:
+    """@file as a data URI; a URL or a data URI as it is. ValueError if there is no such file, or a too large one."""
     if value.startswith(("http://", "https://", "data:")):
         return value
     if not value.startswith("@"):

@@ -19,8 +19,9 @@ import tempfile
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from email.message import Message
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from scripts.cog_server import PREDICTOR, ROOT, CogServer, schema
 from tests.replicate_jobs import Job, Runner, now
@@ -60,6 +61,14 @@ class RefusedError(Exception):
         )
 
 
+@dataclass(frozen=True)
+class Fault:
+    """What happens to a request: it is refused, or the connection breaks `before` it is read or in its `answer`."""
+
+    refused: RefusedError | None = None
+    breaks: Literal["before", "answer"] | None = None
+
+
 class ReplicateApi:
     """The API for a `with` block. `server` is a running Cog server; else one starts at the first prediction.
 
@@ -67,7 +76,8 @@ class ReplicateApi:
     holds the token, the address and the certificate of the output files.
 
     Attributes: `url`; `token`; `secret` of the webhooks; `hardware`, its names by SKU; `requests`; `models` and
-    `deployments` by "owner/name"; `predictions` by id; `files`, what is served without a token.
+    `deployments` by "owner/name"; `predictions` by id; `files`, what is served without a token; `leaks`, the paths of
+    files that were asked for with one.
     """
 
     def __init__(
@@ -85,7 +95,8 @@ class ReplicateApi:
         self._shown: dict[str, Any] = {"/account": self._account, "/webhooks/default/secret": {"key": self.secret}}
         self._versions: dict[str, str] = {}
         self.files: dict[str, bytes] = {}
-        self._failures: list[tuple[str, str, RefusedError]] = []
+        self.leaks: list[str] = []
+        self._faults: list[tuple[str, str, Fault]] = []
         self._schema: Json = {}
 
     def __enter__(self) -> "ReplicateApi":
@@ -109,15 +120,22 @@ class ReplicateApi:
             protocol_version = "HTTP/1.1"
 
             def answer(self) -> None:
-                status, headers, content = api._respond(self)
-                self.send_response(status)
-                for name, value in (headers | {"Content-Length": str(len(content))}).items():
-                    self.send_header(name, value)
+                sent = self.rfile.read(int(self.headers["Content-Length"] or 0))
+                path = self.path.partition("?")[0]
+                fault = api._fault(self.command, path)
+                if fault.breaks == "before":
+                    self.close_connection = True
+                    return
+                status, headers, content = api._respond(self.command, path, self.headers, sent, fault.refused)
                 with contextlib.suppress(ConnectionError):  # a client that no longer waits
+                    self.send_response(status)
+                    for name, value in (headers | {"Content-Length": str(len(content))}).items():
+                        self.send_header(name, value)
                     self.end_headers()
-                    self.wfile.write(content)
+                    self.close_connection = self.close_connection or fault.breaks == "answer"
+                    self.wfile.write(content[: len(content) // 2] if fault.breaks == "answer" else content)
 
-            do_GET = do_POST = do_PATCH = answer  # noqa: N815
+            do_GET = do_POST = do_PATCH = do_DELETE = answer  # noqa: N815
 
             def log_message(self, *_: object) -> None: ...  # type: ignore[override]
 
@@ -161,40 +179,62 @@ class ReplicateApi:
     def fail_next(
         self, method: str, path: str, status: int, detail: str | None = None, retry_after: float | None = None
     ) -> None:
-        """Refuse the next request of that method and path. Several calls refuse several requests."""
+        """Refuse the next request of that method and path, a regular expression. Several calls refuse several."""
         more = {} if retry_after is None else {"retry_after": retry_after}
-        self._failures.append((method, path, RefusedError(status, detail, **more)))
+        self._faults.append((method, path, Fault(RefusedError(status, detail, **more))))
 
-    def _respond(self, request: http.server.BaseHTTPRequestHandler) -> tuple[int, dict[str, str], bytes]:
+    def break_next(self, method: str, path: str, when: Literal["before", "answer"]) -> None:
+        """Break the connection of the next such request: before it has any effect, or halfway through its answer."""
+        self._faults.append((method, path, Fault(breaks=when)))
+
+    def clear(self) -> None:
+        """Forget what was asked, predicted, served and planted. Models and deployments stay."""
+        for things in (self.requests, self.predictions, self.files, self.leaks, self._faults):
+            things.clear()
+
+    def _fault(self, method: str, path: str) -> Fault:
+        for planted in self._faults:
+            if planted[0] == method and re.fullmatch(planted[1], path):
+                self._faults.remove(planted)
+                return planted[2]
+        return Fault()
+
+    def _respond(
+        self, method: str, path: str, sent: Message, content: bytes, refused: RefusedError | None
+    ) -> tuple[int, dict[str, str], bytes]:
         """(status, headers, content) of one request."""
-        content = request.rfile.read(int(request.headers["Content-Length"] or 0))
-        headers = {name.lower(): value for name, value in request.headers.items()}
-        token, path, more = headers.pop("authorization", ""), request.path.partition("?")[0], {}
+        headers = {name.lower(): value for name, value in sent.items()}
+        token, more = headers.pop("authorization", ""), {}
         if path.startswith("/files/"):
+            if token:
+                self.leaks.append(path)
             found = self.files.get(path.removeprefix("/files/"))
-            return (404, {}, b"") if found is None else (200, {}, found)
+            status = refused.status if refused else 404 if found is None else 200
+            return status, {}, found if found is not None and status == 200 else b""
         try:
             is_json = headers.get("content-type", "").startswith("application/json")
             body = json.loads(content or b"{}") if is_json else content
-            status, answer = self._answer(Request(request.command, path, body, headers), token)
-        except RefusedError as refused:
-            status, answer = refused.status, refused.body
+            status, answer = self._answer(Request(method, path, body, headers), token, refused)
+        except RefusedError as error:
+            status, answer = error.status, error.body
             more = {"Retry-After": f"{answer['retry_after']:g}"} if "retry_after" in answer else {}
         if "visibility" in answer:  # a model does not say which hardware it has
             answer = {name: value for name, value in answer.items() if name != "hardware"}
-        return status, {"Content-Type": "application/json"} | more, json.dumps(answer).encode()
+        return (
+            status,
+            {"Content-Type": "application/json"} | more,
+            b"" if status == 204 else json.dumps(answer).encode(),
+        )
 
-    def _answer(self, request: Request, token: str) -> tuple[int, Any]:
+    def _answer(self, request: Request, token: str, refused: RefusedError | None) -> tuple[int, Any]:
         if request.path.startswith("/cog/"):
             self._runner.update(self.predictions[request.path.removeprefix("/cog/")], request.body)
             return 200, {}
         self.requests.append(request)
         if token not in (f"Bearer {self.token}", f"Token {self.token}"):
             raise RefusedError(401)
-        for failure in self._failures:
-            if failure[:2] == (request.method, request.path):
-                self._failures.remove(failure)
-                raise failure[2]
+        if refused:
+            raise refused
         path = request.path.removeprefix("/v1")
         if request.method == "GET" and path == "/hardware":
             return 200, [{"name": name, "sku": sku} for sku, name in self.hardware.items()]
@@ -206,6 +246,8 @@ class ReplicateApi:
             "POST /deployments": self._create_deployment,
             "PATCH /deployments/(.+)": self._update_deployment,
             "POST /files": self._upload,
+            "DELETE /files/(.+)": lambda _, id: self._delete_file(id),
+            "GET /predictions": lambda _: self._list_predictions(),
             "POST /predictions": lambda it: self._predict(it, str(it.body.get("version")).rpartition(":")[2]),
             "POST /deployments/(.+)/predictions": lambda it, name: self._predict(
                 it, find(self.deployments, name)["current_release"]["version"]
@@ -273,6 +315,16 @@ class ReplicateApi:
         file |= {"checksums": {"sha256": digest}, "metadata": {}, "created_at": now(), "expires_at": None}
         self._shown[f"/files/{id}"] = file | {"urls": {"get": f"{self.url}/v1/files/{id}"}}
         return 201, self._shown[f"/files/{id}"]
+
+    def _delete_file(self, id: str) -> tuple[int, Any]:
+        find(self._shown, f"/files/{id}")
+        del self._shown[f"/files/{id}"], self.files[f"uploads/{id}"]
+        return 204, {}
+
+    def _list_predictions(self) -> tuple[int, Any]:
+        """The newest 100. (The real one has pages.)"""
+        newest = [dict(job.view) for job in reversed(list(self.predictions.values()))][:100]
+        return 200, {"next": None, "previous": None, "results": newest}
 
     def _predict(self, request: Request, version: str) -> tuple[int, Any]:
         if version not in self._versions:

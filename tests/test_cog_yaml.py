@@ -54,7 +54,7 @@ def test_of_the_repository_the_image_has_only_what_runs() -> None:
     if listed.returncode:
         pytest.skip("not a git checkout")
     files = listed.stdout.splitlines()
-    runs = re.compile(r"(seesr|ram|weights/tiny)/.+|(cog\.yaml|predict\.py|requirements\.txt)")
+    runs = re.compile(r"(seesr(?!/batch/|/cost\.)|ram|weights/tiny)/.+|(cog\.yaml|predict\.py|requirements\.txt)")
     assert [name for name in files if in_image(name)] == [name for name in files if runs.fullmatch(name)]
 
 
@@ -72,6 +72,9 @@ def test_of_the_repository_the_image_has_only_what_runs() -> None:
         ".cog/openapi_schema.json",
         "build/lib/seesr/sizes.py",
         "seesr_turbo.egg-info/PKG-INFO",
+        "seesr/batch/plan.py",
+        "seesr/batch/inputs.json",
+        "seesr/cost.json",
         "seesr/__pycache__/sizes.cpython-311.pyc",
         "seesr/vae/__pycache__/tiling.cpython-311.pyc",
         "weights/manifest.lock.json",

@@ -13,6 +13,7 @@ from seesr.settings import Settings
 
 SOURCE = (Path(__file__).resolve().parent.parent / "predict.py").read_text()
 SCHEMAS = Path(__file__).parent / "data/schemas.json"
+TABLE = Path(__file__).resolve().parent.parent / "seesr/batch/inputs.json"
 INPUTS = [
     "image",
     "user_prompt",
@@ -107,6 +108,23 @@ def test_both_schemas_are_the_recorded_ones(document: dict, batch: dict) -> None
     recorded = json.loads(SCHEMAS.read_text())
     for name, found in (("Predictor", document), ("BatchPredictor", batch)):
         assert found["components"]["schemas"] == recorded[name], name
+
+
+def input_table(document: dict) -> list[dict]:
+    """What scripts/upscale needs to know of every input beside the image."""
+    schemas = document["components"]["schemas"]
+    table = []
+    for name, found in list(schemas["Input"]["properties"].items())[1:]:
+        choices = schemas[name]["enum"] if name in schemas else None
+        kind = found.get("type") or schemas[name]["type"]
+        row = {"name": name, "type": kind, "default": found["default"], "choices": choices}
+        row |= {key: found.get(key) for key in ("minimum", "maximum")} | {"description": found["description"]}
+        table.append({key: value for key, value in row.items() if value is not None or key == "default"})
+    return table
+
+
+def test_the_table_of_scripts_upscale_is_recorded(document: dict) -> None:
+    assert json.loads(TABLE.read_text()) == input_table(document), "record it: .venv/bin/python -m tests.test_inputs"
 
 
 def test_the_batch_predictor_has_the_same_inputs(document: dict, batch: dict) -> None:
@@ -211,8 +229,9 @@ def test_command_line_output_follows_the_schema(document: dict) -> None:
 
 if __name__ == "__main__":
     argparse.ArgumentParser(
-        description="Record the schemas of both predictors in tests/data/schemas.json."
+        description="Record tests/data/schemas.json, of both predictors, and seesr/batch/inputs.json."
     ).parse_args()
     found = {name: schema(predictor=f"predict.py:{name}") for name in ("Predictor", "BatchPredictor")}
     schemas = {name: document["components"]["schemas"] for name, document in found.items()}
     SCHEMAS.write_text(json.dumps(schemas, indent=1) + "\n")
+    TABLE.write_text(json.dumps(input_table(found["Predictor"]), indent=1) + "\n")

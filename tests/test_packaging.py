@@ -96,12 +96,19 @@ def test_the_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     (wheel,) = tmp_path.glob("*.whl")
     assert wheel.name == f"seesr_turbo-{seesr.__version__}-py3-none-any.whl"
-    names = zipfile.ZipFile(wheel).namelist()
+    files = zipfile.ZipFile(wheel)
+    names = files.namelist()
     wanted = {
         path.relative_to(ROOT).as_posix() for name in ("seesr", "ram") for path in (ROOT / name).rglob("*.py")
-    } | {"seesr/py.typed", "ram/py.typed"}
+    } | {"seesr/py.typed", "ram/py.typed", "seesr/cost.json", "seesr/batch/inputs.json"}
     assert {name for name in names if ".dist-info/" not in name} == wanted
-    assert f"seesr_turbo-{seesr.__version__}.dist-info/licenses/LICENSE" in names
+    about = f"seesr_turbo-{seesr.__version__}.dist-info"
+    assert f"{about}/licenses/LICENSE" in names
+    assert files.read(f"{about}/entry_points.txt").decode().split("\n") == [
+        "[console_scripts]",
+        "seesr = seesr.batch.__main__:main",
+        "",
+    ]
 
 
 def test_importing_seesr_is_fast_and_loads_no_torch(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
     .venv/bin/python -m scripts.bench.estimate --size 1024x768 --scale 4 --steps 2 --gpu t4
     .venv/bin/python -m scripts.bench.estimate --table     every card at three sizes
+    .venv/bin/python -m scripts.bench.estimate --scale-table    images an hour, dollars a thousand
     .venv/bin/python -m scripts.bench.estimate --errors    predicted beside published speeds, and where shares come from
     .venv/bin/python -m scripts.bench.estimate --count     count the networks again, into seesr/cost.json
 
@@ -165,6 +166,22 @@ def table() -> str:
     return "\n".join(lines)
 
 
+def scale_table() -> str:
+    """Markdown: images an hour, dollars a thousand and cards for a million a day, by card, at scale 4."""
+    cases = [(side, case) for side in SIDES[:2] for case in CASES]
+    titles = [f"{side // 4}² to {side}², {case}" for side, case in cases]
+    lines = [f"| `SEESR_GPU` | {' | '.join(titles)} |", "|---" * (len(cases) + 1) + "|"]
+    for name in ORDER:
+        cells = []
+        for side, case in cases:
+            found = cost.estimate(name, (side // 4, side // 4), CASES[case])
+            price = "not sold" if found.dollars is None else f"${1000 * found.dollars:.2f}"
+            cards = math.ceil(1e6 * found.seconds / 86400)
+            cells.append(f"{3600 / found.seconds:,.0f}, {price}, {cards}")
+        lines.append(f"| `{name}` | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def _seconds(estimates: Sequence[Estimate]) -> str:
     return ", ".join(f"{e.seconds:.1f}" if e.seconds < 9.95 else f"{e.seconds:.0f}" for e in estimates) + " s"
 
@@ -207,6 +224,8 @@ def main() -> None:
     parser.add_argument("--fast-vae", action="store_true", help="with the small autoencoder")
     parser.add_argument("--gpu", choices=CARDS, help="one card only")
     parser.add_argument("--table", action="store_true", help="every card at three sizes")
+    help_ = "images an hour, dollars a thousand, cards for a million a day"
+    parser.add_argument("--scale-table", action="store_true", help=help_)
     parser.add_argument("--errors", action="store_true", help="predicted beside published speeds")
     parser.add_argument("--count", action="store_true", help="count the networks again and write seesr/cost.json")
     arguments = parser.parse_args()
@@ -218,6 +237,8 @@ def main() -> None:
         print(errors())
     elif arguments.table:
         print(table())
+    elif arguments.scale_table:
+        print(scale_table())
     else:
         wanted = {"num_inference_steps": arguments.steps, "scale_factor": arguments.scale, "cfg_scale": arguments.cfg}
         settings = Settings(**wanted, fast_vae=arguments.fast_vae)

@@ -64,7 +64,11 @@ class Options:
     given: dict[str, Any] = field(default_factory=dict)
     """The inputs that were given by name: what a request to Replicate holds beside the image."""
     out: str | None = None
+    """The folder, or address of one, for all results. None: beside the inputs."""
     output: str | None = None
+    """The file for the result of the only input."""
+    report: Path | None = None
+    """Where all rows go. None: to report.jsonl in each job's root, or here where the root is an address."""
     name: str | None = None
     engine: str = "local"
     force: bool = False
