@@ -46,6 +46,13 @@ def manifest(name: str) -> dict:
     return json.loads((ROOT / "recorded/manifests.json").read_text())[name]
 
 
+def upstream_shapes(name: str) -> dict[str, list[int]]:
+    """Tensor names -> shapes of a tiny checkpoint, by its path below UPSTREAM; of RAM's, those of the model."""
+    path = UPSTREAM / name
+    tensors: Any = torch.load(path, weights_only=True) if path.suffix == ".pth" else load_file(path)
+    return {key: list(tensor.shape) for key, tensor in tensors.get("model", tensors).items()}
+
+
 UNET = recorded("unet")
 UNET_CASES = {"t999_b2_16x24": (999, 1.0), "t249_b2_8x40": (249, 0.7)}
 """A recorded ControlNet and UNet call -> its timestep and conditioning scale."""

@@ -17,6 +17,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,8 @@ from scripts.bench.upstream_tiling import UpstreamTiling
 from scripts.dry_run import TensorMemoryTracker
 from seesr import bundle, hardware, images
 from seesr.memory import TilePlan
-from seesr.pipeline import SeeSR
+from seesr.pipeline import Result, SeeSR
+from seesr.progress import OnProgress
 from seesr.settings import Settings
 from seesr.sizes import Size
 
@@ -79,7 +81,8 @@ def measure_case(
     plan = choose_plan(seesr, padded, settings)
     counts = flops.count_upscale(flops.without_values(seesr), (side, side), settings, plan)
     peaks = {} if tiling == "upstream" else seesr.memory.peaks(padded, settings, plan)
-    seconds, held = time_stages(seesr, synthetic_image(side, side), settings, runs) if runs else ({}, None)
+    timed = time_stages(seesr, synthetic_image(side, side), settings, runs) if runs else None
+    seconds = timed.seconds if timed else {}
     stages = {}
     for name in dict.fromkeys([*flops.STAGES, *seconds]):
         count = counts.get(name, flops.FlopCounter())
@@ -101,7 +104,7 @@ def measure_case(
         "plan": str(plan),
         "tiles": len(plan.grid((padded[0] // seesr.vae_scale_factor, padded[1] // seesr.vae_scale_factor))),
         "stages": stages,
-        "held": held,
+        "held": timed and max(timed.held.values()),
         "ceilings": ceilings,
     }
     print(table(row), flush=True)
@@ -139,13 +142,22 @@ class Stopwatch:
         self.seconds += time.perf_counter()
 
 
-def time_stages(seesr: SeeSR, image: images.OpenedImage, settings: Settings, runs: int) -> tuple[dict[str, float], int]:
-    """Median seconds of each stage over `runs` warm runs, and the most bytes that tensors hold beside the weights.
+@dataclass(frozen=True)
+class Timed:
+    """Warm upscales: median seconds by stage, and the most bytes that tensors held beside the weights, by stage.
 
-    "file" is writing the result as a file. The run that warms up tells the bytes.
+    "file" is writing the result as a file. "denoise" is "ControlNet", "UNet" and "blend" in `seconds`.
     """
-    with TensorMemoryTracker() as tracker, contextlib.redirect_stdout(io.StringIO()):
-        seesr.upscale(image.rgb, settings)
+
+    seconds: dict[str, float]
+    held: dict[str, int]
+    result: Result
+
+
+def time_stages(seesr: SeeSR, image: images.OpenedImage, settings: Settings, runs: int) -> Timed:
+    """`runs` timed upscales after one that warms up and tells the bytes."""
+    with watch_memory(seesr.device) as (note, held), contextlib.redirect_stdout(io.StringIO()):
+        result = seesr.upscale(image.rgb, settings, on_progress=note)
     measured: list[dict[str, float]] = []
     for _ in range(runs):
         watches = {name: Stopwatch(seesr.device) for name in ("ControlNet", "UNet", "file")}
@@ -157,7 +169,32 @@ def time_stages(seesr: SeeSR, image: images.OpenedImage, settings: Settings, run
         stages = dict(result.timings)
         stages["blend"] = stages.pop("denoise") - networks
         measured.append(stages | {name: watch.seconds for name, watch in watches.items()})
-    return {name: statistics.median(run[name] for run in measured) for name in measured[0]}, tracker.peak
+    return Timed({name: statistics.median(run[name] for run in measured) for name in measured[0]}, held, result)
+
+
+@contextlib.contextmanager
+def watch_memory(device: str) -> Iterator[tuple[OnProgress, dict[str, int]]]:
+    """An OnProgress for one upscale within the block, and what it fills: the bytes that tensors held, by stage.
+
+    A GPU's allocator tells them, the workspace of kernels included; elsewhere every tensor is watched.
+    """
+    held: dict[str, int] = {}
+    if device.startswith("cuda"):
+        hardware.take_peak_memory(device)
+        before = hardware.take_peak_memory(device)
+
+        def note(_: float, stage: str) -> None:
+            held[stage] = max(held.get(stage, 0), hardware.take_peak_memory(device) - before)
+
+        yield note, held
+        return
+    with TensorMemoryTracker() as tracker:
+
+        def note_tracked(_: float, stage: str) -> None:
+            held[stage] = max(held.get(stage, 0), tracker.peak)
+            tracker.peak = tracker.now
+
+        yield note_tracked, held
 
 
 def measure_ceilings(device: str, dtype: torch.dtype) -> Ceilings:

@@ -58,7 +58,7 @@ def build(device: str = "meta", dtype: torch.dtype = torch.float16) -> bundle.Co
     """All components at full size: without values on "meta", else with random values of the usual spread."""
 
     def fill(model: Model) -> Model:
-        return model.to("meta", dtype) if device == "meta" else _randomize(model.to_empty(device=device).to(dtype))
+        return model.to("meta", dtype) if device == "meta" else randomize(model, device, dtype)
 
     ram = RamConfig()
     unet = fill(bundle.build_empty(lambda: bundle.build_unet(UNET, ram.token_dim)))
@@ -90,10 +90,19 @@ def build(device: str = "meta", dtype: torch.dtype = torch.float16) -> bundle.Co
     )
 
 
-def _randomize(model: Model) -> Model:
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if not tensor.is_floating_point():
-            continue
+def write(folder: Path, device: str = "cpu") -> None:
+    """A bundle of random values; `device` draws them. Raises RuntimeError if `folder` exists."""
+    torch.manual_seed(0)
+    bundle_writer.save(build(device), folder, {"kind": "random"})
+
+
+def randomize(model: Model, device: str, dtype: torch.dtype) -> Model:
+    """Parameters get memory and values; buffers, such as position numbers, keep theirs."""
+    buffers = {name: buffer.to(device) for name, buffer in model.named_buffers()}
+    model = model.to_empty(device=device).to(dtype)
+    for name, buffer in model.named_buffers():
+        buffer.copy_(buffers[name])
+    for name, tensor in model.named_parameters():
         if tensor.ndim > 1:
             bound = 1 / math.sqrt(tensor[0].numel())
             tensor.data.uniform_(-bound, bound)
@@ -106,8 +115,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="the bundle to write; it must not exist")
     folder: Path = parser.parse_args().folder
-    torch.manual_seed(0)
-    bundle_writer.save(build("cpu"), folder, {"kind": "random"})
+    write(folder)
     print(f"{folder}: {sum(path.stat().st_size for path in folder.rglob('*') if path.is_file()) / 1e9:.2f} GB")
 
 

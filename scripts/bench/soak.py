@@ -1,6 +1,7 @@
 """Whether a worker lasts: many predictions in a row, or one image of 8192 x 8192 within a memory limit.
 
     .venv/bin/python -m scripts.bench.soak               200 predictions; resident memory and open files stay level
+    .venv/bin/python -m scripts.bench.soak --shapes random   each of another size; memory stays within 1.5 times
     .venv/bin/python -m scripts.bench.soak --large 16    2048 x 2048 -> 8192 x 8192 within 16 GB
     .venv/bin/python -m scripts.bench.soak --cold        seconds until a worker is ready
 
@@ -17,6 +18,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
 
 from scripts.bench.benchmark import synthetic_image
@@ -78,6 +80,21 @@ def soak(count: int) -> bool:
     return warm and last[0] < 1.08 * middle[0] and last[1] <= middle[1] + 1 and last[2] <= 1
 
 
+def random_shapes(count: int) -> bool:
+    """`count` predictions of random sizes -> whether memory stayed within 1.5 times that after the first ten."""
+    random, rows = np.random.default_rng(0), []
+    with CogServer() as server:
+        for number in range(count):
+            height, width = random.integers(16, 129, 2).tolist()
+            status, answer = server.predict(image=data_uri(height, width, number), num_inference_steps=1, seed=number)
+            if (status, answer["status"]) != (200, "succeeded"):
+                raise RuntimeError(f"prediction {number} gave {status}: {answer}")
+            if (number + 1) % 10 == 0:
+                rows.append(resources(server)[0])
+                print(f"after {number + 1:4d}: {rows[-1]:7.1f} MB", flush=True)
+    return max(rows) <= 1.5 * rows[0]
+
+
 def large(bundle: Path, limit: float) -> bool:
     """2048 x 2048 -> 8192 x 8192 with `limit` GB to use -> whether the process stayed within it."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
@@ -114,6 +131,7 @@ def cold(bundle: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=200, help="predictions in a row")
+    parser.add_argument("--shapes", choices=["few", "random"], default="few", help="of how many sizes they are")
     parser.add_argument("--large", type=float, metavar="GB", help="instead: 2048 -> 8192 within so many GB")
     parser.add_argument("--cold", action="store_true", help="instead: seconds until the server is ready")
     parser.add_argument("--bundle", type=Path, default=ROOT / "weights/tiny", help="for --large and --cold")
@@ -121,7 +139,10 @@ def main() -> None:
     if arguments.cold:
         cold(arguments.bundle)
         return
-    passed = large(arguments.bundle, arguments.large) if arguments.large else soak(arguments.count)
+    if arguments.large:
+        passed = large(arguments.bundle, arguments.large)
+    else:
+        passed = (random_shapes if arguments.shapes == "random" else soak)(arguments.count)
     print("within bounds" if passed else "out of bounds")
     sys.exit(0 if passed else 1)
 
