@@ -155,7 +155,12 @@ def keep_freed_memory() -> None:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether `error` says that memory ran out: the GPU's, the CPU allocator's or Python's."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
+    words = (
+        "DefaultCPUAllocator",
+        "could not create a primitive",
+        "could not create a memory",
+    )  # torch's, and oneDNN's
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in str(error) for word in words)
 
 
 def free_cached_memory() -> None:

@@ -284,6 +284,7 @@ def test_other_errors_pass() -> None:
     with pytest.raises(RuntimeError, match="a shape is wrong"):
         retry_on_oom("tag", broken)
     assert hardware.is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory"))
+    assert hardware.is_out_of_memory(RuntimeError("could not create a primitive"))  # oneDNN, under a limit
     assert not hardware.is_out_of_memory(ValueError("CUDA out of memory"))
 
 

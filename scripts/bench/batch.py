@@ -21,8 +21,9 @@ import numpy as np
 import torch
 
 from seesr import images
+from seesr.batch import work
 from seesr.batch.find import Inputs
-from seesr.batch.job import Options
+from seesr.batch.job import Job, Options
 from seesr.batch.local import LocalEngine
 from seesr.batch.naming import Naming
 from seesr.batch.plan import Plan
@@ -84,6 +85,24 @@ def run(seesr: SeeSR, folder: Path, settings: Settings, overlap: bool) -> tuple[
     return seconds, cpu, len(rows)
 
 
+def shares(seesr: SeeSR, folder: Path, settings: Settings) -> dict[str, float]:
+    """How the CPU seconds of one round divide. No more than reading and writing can be won by overlap."""
+    seconds = dict.fromkeys(("reading", "computing", "writing"), 0.0)
+    with tempfile.TemporaryDirectory() as out:
+        for path in sorted(folder.iterdir()):
+            job, start = Job(str(path), f"{out}/{path.name}", out, path.stat().st_size), time.process_time()
+            opened = work.read(job, settings)
+            read = time.process_time()
+            result = work.upscale(seesr, opened, settings)
+            computed = time.process_time()
+            work.write(job, opened, result, settings)
+            for name, spent in zip(
+                seconds, (read - start, computed - read, time.process_time() - computed), strict=True
+            ):
+                seconds[name] += spent
+    return {name: spent / sum(seconds.values()) for name, spent in seconds.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--from", dest="source", type=Path, default=ROOT / "examples", help="folder of photographs")
@@ -100,6 +119,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         write_photographs(Path(name), arguments.source, arguments.count)
         run(seesr, Path(name), settings, True)  # kernels are built for new shapes
+        divided = shares(seesr, Path(name), settings)
+        print("CPU seconds:", ", ".join(f"{name} {share:.1%}" for name, share in divided.items()))
         found = {overlap: list[tuple[float, float, int]]() for overlap in (False, True)}
         for _ in range(arguments.rounds):
             for overlap, rounds in found.items():

@@ -2,6 +2,7 @@
 
     .venv/bin/python -m scripts.eval.evaluate                bicubic, Lanczos and this model at 1, 2 and 4 steps
     .venv/bin/python -m scripts.eval.evaluate --peers        Real-ESRGAN x4plus too
+    .venv/bin/python -m scripts.eval.evaluate --unsharp      this model's result sharpened by an unsharp mask too
     .venv/bin/python -m scripts.eval.evaluate --fidelity     five values of the fidelity dial
     .venv/bin/python -m scripts.eval.evaluate --fast-vae     the small autoencoder beside the VAE
     .venv/bin/python -m scripts.eval.evaluate --kds          kernel density steering and the same number of plain runs
@@ -152,6 +153,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--scales", type=int, nargs="+", choices=(2, 4, 8), default=[SCALE])
     parser.add_argument("--clean", action="store_true", help="reduce by area only: no blur, noise or JPEG")
     parser.add_argument("--peers", action="store_true", help="also run Real-ESRGAN x4plus")
+    parser.add_argument("--unsharp", action="store_true", help="also sharpen this model's result by an unsharp mask")
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--kds", action="store_true", help="kernel density steering instead")
     instead.add_argument("--fidelity", action="store_true", help="the fidelity dial instead")
@@ -177,7 +179,7 @@ def main() -> None:
         write_sheet(sheet, arguments.sheet or ROOT / "docs/before-after.jpg", 400)
         return
     files, side = photographs.find(arguments.use), 0 if arguments.use == "test" else REDUCED
-    plain = functools.partial(methods.plain, peers=arguments.peers)
+    plain = functools.partial(methods.plain, peers=arguments.peers, unsharp=arguments.unsharp)
     asked = {
         methods.steering: arguments.kds,
         methods.fidelity: arguments.fidelity,

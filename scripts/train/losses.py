@@ -162,11 +162,13 @@ class RefineLoss:
         return loss
 
 
-def predict(bundle: Bundle, batch: Batch, prompts: list[str], random: np.random.Generator) -> Tensor:
-    """One step of the model -> (B, 3, H, W) in [-1, 1], before the colour fix"""
+def predict(
+    bundle: Bundle, batch: Batch, prompts: list[str], random: np.random.Generator, first_share: float = 0.6
+) -> Tensor:
+    """One step of the model, with chance `first_share` the first -> (B, 3, H, W) in [-1, 1], before the colour fix"""
     text, tokens, first = bundle.text_states(prompts), bundle.tokens(batch.small), bundle.schedule.start
     latent = bundle.noisy(batch.control)
-    t = first if random.random() < 0.6 else int(random.choice([749, 499, 499, 249]))
+    t = first if random.random() < first_share else int(random.choice([749, 499, 499, 249]))
     if t < first:
         with torch.no_grad():
             x0 = bundle.x0(latent, first, batch.control, text, tokens)

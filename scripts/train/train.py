@@ -57,7 +57,7 @@ class Training:
     """
 
     kind: type[Bundle] = Bundle
-    stage = STAGE
+    stage, name, module = STAGE, "refine", "scripts.train.train"
 
     def __init__(
         self,
@@ -186,8 +186,8 @@ def export(training: Training, entries: Sequence[Mapping[str, str]], out: Path, 
     credits = [{key: entry[key] for key in ("file", "credit", "licence")} for entry in entries]
     info = {
         "trained_by": f"{before['trained_by']}; then {state['done']} of {plan.iterations} iterations of "
-        f"scripts.train.train with --seed {plan.seed}",
-        "iterations": {**iterations, "refine": iterations.get("refine", 0) + state["done"]},
+        f"{training.module} with --seed {plan.seed}",
+        "iterations": {**iterations, training.name: iterations.get(training.name, 0) + state["done"]},
         "validation": state["measured"],
         "photographs": [*known, *(credit for credit in credits if credit not in known)],
     }

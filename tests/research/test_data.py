@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
 from scripts.train.data import TAGS, Photographs, flatten, read_listing, tags_of
+from scripts.train.pack import pack
 
 
 def test_the_listing_credits_every_photograph_once() -> None:
@@ -46,3 +48,19 @@ def test_tags_follow_from_light_and_colours(colour: tuple[int, int, int], shown:
 
 def test_tags_are_those_of_the_embedded_bundle(tiny_bundle: Path) -> None:
     assert (tiny_bundle / "ram/tags.txt").read_text().splitlines() == list(TAGS)
+
+
+def test_photographs_are_packed_once_in_a_small_size(tmp_path: Path) -> None:
+    random, entries = np.random.default_rng(1), []
+    for name, height in (("large.jpg", 120), ("small.png", 40)):
+        (tmp_path / "from/ours").mkdir(parents=True, exist_ok=True)
+        assert cv2.imwrite(str(tmp_path / "from/ours" / name), random.integers(0, 256, (height, 60, 3), dtype=np.uint8))
+        entries.append({"package": "ours", "file": f"ours/{name}"})
+    size = pack(entries, tmp_path / "from", tmp_path / "to", side=60)
+    shapes = [pixels.shape for pixels, _ in Photographs(tmp_path / "to", entries).items]
+    assert shapes == [(60, 30, 3), (40, 60, 3)]
+    written = [path for path in (tmp_path / "to").rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in written) == size
+    times = [path.stat().st_mtime_ns for path in written]
+    assert pack(entries, tmp_path / "from", tmp_path / "to", side=60) == size
+    assert [path.stat().st_mtime_ns for path in written] == times

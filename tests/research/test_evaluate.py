@@ -10,7 +10,7 @@ import pytest
 
 from scripts.eval import evaluate, metrics, photographs
 from scripts.eval.evaluate import Row, means, originals, table
-from scripts.eval.methods import Trial, fidelity, plain, steering
+from scripts.eval.methods import AMOUNTS, Trial, fidelity, plain, sharpen, steering
 from seesr import images, kds
 from seesr.pipeline import SeeSR
 from seesr.settings import Settings
@@ -93,6 +93,18 @@ def test_every_method_is_measured_against_its_baseline(tiny: SeeSR, tmp_path: Pa
     drawn = cv2.imread(str(tmp_path / "sheet.png"))
     assert drawn is not None
     assert drawn.shape == (48 + 22, 4 * 52, 3)
+
+
+def test_an_unsharp_mask_raises_sharpness_and_leaves_flat_areas(tiny: SeeSR) -> None:
+    flat = np.full((8, 8, 3), 90, np.uint8)
+    np.testing.assert_array_equal(sharpen(flat, 2), flat)
+    trials = plain(tiny, Settings(scale_factor=4, seed=1), (1,), unsharp=True)
+    found = {trial.method: trial.image for trial in trials(NOISE[:16, :16])}
+    ours = found["ours, 1 step"]
+    masked = [found[f"ours, 1 step, unsharp mask of {amount:g}"] for amount in AMOUNTS]
+    sharpness = [metrics.sharpness(image) for image in (ours, *masked)]
+    assert sharpness == sorted(sharpness)
+    np.testing.assert_array_equal(masked[0], sharpen(ours, AMOUNTS[0]))
 
 
 def test_runs_and_steered_particles_have_the_same_noise(tiny: SeeSR, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,177 @@
+"""Distil a teacher's crispness into a bundle: continue it towards the mean of its own results and the teacher's.
+
+    .venv/bin/python -m scripts.train.distill --start weights/tiny --pairs 900 --iterations 4000 --out work-bundle
+
+The pairs come from scripts.train.teacher. Starts, stops and continues as scripts.train.train does. Needs the packages
+of `scripts/setup eval`.
+"""
+
+import argparse
+import functools
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scripts.eval import metrics, photographs
+from scripts.eval.metrics import DeepDistance
+from scripts.train.data import Photographs, read_listing, to_pixels
+from scripts.train.losses import Adversary, contrast_l1, gradient_l1, grain_l1, harm, l1, predict, random_prompt
+from scripts.train.model import Bundle
+from scripts.train.pairs import Pairs, TargetBatch, read_pairs
+from scripts.train.train import ROOT, Plan, Training, export
+from seesr import bundle as bundles
+from seesr import hardware
+from seesr.color_fix import low_frequencies
+from seesr.settings import Settings
+
+LEAST_GAIN, LEAST_WORST = 0.40, -0.2
+"""PSNR over bicubic that a checkpoint must keep, in the mean and on each validation crop, dB."""
+TEACHER = {"teacher": "BSD-3-Clause (Real-ESRGAN x4plus; Copyright (c) 2021, Xintao Wang)"}
+
+
+@dataclass(frozen=True)
+class DistillPlan(Plan):
+    """The first `pairs` of the folder are used. `original` makes the truth the target, a control."""
+
+    rate: float = 5e-4
+    report: int = 200
+    pairs: int = 900
+    original: bool = False
+
+
+class TeacherLoss:
+    """The loss behind the decoder and the colour fix. Five of six batches are the first step (t = 999).
+
+    After `critic_after` calls a critic joins in, for which the texture is real. 5 % of the batches take the negative
+    prompt with the resized input as the target. `features` needs the packages of `scripts/setup eval`.
+    """
+
+    GRADIENT, FEATURES, CONTRAST, GRAIN, HARM, RAW, RECONSTRUCTION = 0.3, 0.5, 0.5, 0.1, 2.0, 0.05, 0.3
+    """Weights. HARM compares with the original, GRAIN with the texture; without them BRISQUE and PSNR get worse."""
+    FIRST = 0.83
+
+    def __init__(self, device: torch.device, critic_after: int, features: bool = True) -> None:
+        self.distance = DeepDistance(1, (0, 2, 4)).to(device) if features else None
+        self.adversary, self.critic_after, self.calls = Adversary(device), critic_after, 0
+
+    def __call__(self, bundle: Bundle, batch: TargetBatch, random: np.random.Generator) -> Tensor:
+        """A batch -> a scalar; takes one step of the critic once that has joined in"""
+        self.calls += 1
+        target, prompts = batch.target, [random_prompt(tags, random) for tags in batch.tags]
+        if negative := random.random() < 0.05:
+            target, prompts = batch.control, [Settings.negative_prompt] * len(prompts)
+        raw = predict(bundle, batch, prompts, random, self.FIRST)
+        result = raw + low_frequencies(batch.control - raw)
+        loss = l1(result, target) + self.GRADIENT * gradient_l1(result, target) + self.RAW * l1(raw, target)
+        if not negative:
+            loss = loss + self.texture_loss(result, batch) + self.HARM * harm(result, batch)
+        if random.random() < 0.1:
+            part = batch.truth[:1]
+            loss = loss + self.RECONSTRUCTION * l1(bundle.decode(bundle.encode(part)), part)
+        return loss
+
+    def texture_loss(self, result: Tensor, batch: TargetBatch) -> Tensor:
+        """How far local contrast, grain, features and, with the critic, patches are from those of the texture"""
+        loss = self.CONTRAST * contrast_l1(result, batch.texture) + self.GRAIN * grain_l1(result, batch.texture)
+        if self.distance:
+            loss = loss + self.FEATURES * self.distance(result, batch.texture)
+        if self.calls > self.critic_after:
+            loss = loss + self.adversary(result, replace(batch, truth=batch.texture))
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"adversary": self.adversary.state_dict(), "calls": self.calls}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.adversary.load_state_dict(state["adversary"])
+        self.calls = state["calls"]
+
+
+class TeacherTraining(Training):
+    """Validated at one step. The best has the lowest deep distance of those that keep LEAST_GAIN and LEAST_WORST."""
+
+    stage, name, module = 6, "distill", "scripts.train.distill"
+
+    @functools.cached_property
+    def measure(self) -> metrics.Measures:
+        return metrics.Measures()
+
+    def _set_floor(self) -> None:
+        self._validate()  # prints the numbers of the start
+
+    def _validate(self) -> None:
+        found = self._numbers()
+        print(f"  {', '.join(f'{name} {value:g}' for name, value in found.items())}", flush=True)
+        kept = found["gain_db"] >= LEAST_GAIN and found["worst_gain_db"] >= LEAST_WORST
+        if self.done and kept and -found["deep_ratio"] > self.best:
+            self.best = -found["deep_ratio"]
+            self._write_best(found)
+
+    def keep_last(self) -> None:
+        """Make the weights of now the best checkpoint, whatever their numbers: for averages with the start."""
+        self._swap()
+        self._write_best(self._numbers())
+        self._swap()
+
+    def _numbers(self) -> dict[str, float]:
+        """Means over the validation batches at one step, and the worst gain"""
+        measure, ours, bicubic = self.measure, [], []
+        for batch in self.validation:
+            truth, resized = to_pixels(batch.truth), to_pixels(batch.control)
+            ours.append(measure(to_pixels(self.bundle.upscale(batch, 1)), truth, resized))
+            bicubic.append(measure(resized, truth, resized))
+        gains = [a["psnr"] - b["psnr"] for a, b in zip(ours, bicubic, strict=True)]
+        deep, base = (sum(row["distance"] for row in rows) for rows in (ours, bicubic))
+        alone = {key: np.mean([row[key] for row in ours]) for key in ("brisque", "sharpness")}
+        numbers = {"gain_db": np.mean(gains), "worst_gain_db": min(gains), "deep_ratio": deep / base, **alone}
+        return {name: round(float(value), 3) for name, value in numbers.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--start", type=Path, default=ROOT / "weights/tiny", help="the bundle to continue")
+    parser.add_argument("--pairs", type=int, default=DistillPlan.pairs, help="how many of the folder's are used")
+    parser.add_argument("--pairs-folder", type=Path, default=ROOT / "work-distill/pairs", help="their folder")
+    parser.add_argument("--iterations", type=int, default=4000)
+    parser.add_argument("--batch", type=int, default=DistillPlan.batch, help="crops of 128 pixels per iteration")
+    parser.add_argument("--rate", type=float, default=DistillPlan.rate, help="largest learning rate")
+    parser.add_argument("--original", action="store_true", help="the original as the target: a control")
+    parser.add_argument(
+        "--work", type=Path, default=ROOT / "work-distill/run", help="checkpoints; a new run continues them"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="the bundle to write")
+    parser.add_argument("--photographs", type=Path, default=photographs.FROM_DEBIAN, help="their folder")
+    parser.add_argument("--export-only", action="store_true", help="write the best checkpoint so far, train nothing")
+    parser.add_argument("--last", action="store_true", help="write the last weights instead of the best")
+    parser.add_argument("--seed", type=int, default=DistillPlan.seed, help="of crops and noise")
+    parser.add_argument("--device", default=hardware.device(), help="default: a GPU where there is one")
+    arguments = parser.parse_args()
+    training = start(arguments)
+    if not arguments.export_only:
+        training.run()
+    if arguments.last:
+        training.keep_last()
+    before = bundles.read_json(arguments.start / "bundle.json")
+    before["licences"] = {**before["licences"], **TEACHER}
+    export(training, read_listing(), arguments.out, before)
+
+
+def start(arguments: argparse.Namespace) -> TeacherTraining:
+    held_out = [entry | {"file": f"{entry['package']}/{entry['path']}"} for entry in photographs.listed("validate")]
+    photographs.fetch_debian(held_out, arguments.photographs)
+    named = {name: getattr(arguments, name) for name in ("iterations", "batch", "rate", "seed", "pairs", "original")}
+    plan = DistillPlan(**named)
+    pairs = Pairs(read_pairs(arguments.pairs_folder, plan.pairs), plan.original)
+    draw = functools.partial(pairs.batch, size=plan.crop, count=plan.batch)
+    validation = Photographs(arguments.photographs, held_out).validation(256)[::2]  # one crop of each
+    loss = functools.partial(TeacherLoss, critic_after=plan.iterations * 2 // 3)
+    components = bundles.load(arguments.start)
+    return TeacherTraining(plan, components, draw, validation, arguments.work, arguments.device, loss)
+
+
+if __name__ == "__main__":
+    main()
