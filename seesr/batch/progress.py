@@ -30,7 +30,9 @@ class Progress:
         self._slowest = ("", 0.0)
         self._is_terminal = self._stream.isatty()
         form = "{percentage:3.0f}%|{bar}| {n:.1f}/{total:.1f} MP [{elapsed}<{remaining}, {postfix}]"
-        self._bar = tqdm(total=0.0, file=self._stream, bar_format=form, disable=not self._is_terminal, leave=False)
+        self._bar = tqdm(
+            total=0.0, file=self._stream, bar_format=form, mininterval=0, disable=not self._is_terminal, leave=False
+        )
 
     def add(self, row: Row) -> None:
         """An image is done or failed."""

@@ -81,9 +81,8 @@ def test_a_result_that_no_card_makes_is_not_predicted(tmp_path: Path, capsys: py
 def test_twenty_thousand_names_start_soon_and_take_little_memory(tmp_path: Path) -> None:
     (photograph,) = write_photographs(tmp_path, [".photograph.jpg"])
     for number in range(20_000):
-        if number % 1000 == 0:
-            folder = tmp_path / f"{number // 1000:03}"
-            folder.mkdir()
+        folder = tmp_path / f"{number // 1000:03}"
+        folder.mkdir(exist_ok=True)
         os.link(photograph, folder / f"IMG_{number:06}.jpg")
     code = """
 import resource, sys, time

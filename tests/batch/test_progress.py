@@ -3,7 +3,7 @@
 import io
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import pytest
 
@@ -62,11 +62,11 @@ def test_the_summary(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sentences == [r"'b\n.jpg': no image", "and 1 more, which the report names", "2 of 5 images failed"]
 
 
-def numbers(sent: list[int]) -> Iterator[int]:
+def numbers(sent: int | None = None) -> Generator[int, None, None]:
     """1, 2, 3; before the second, the process gets a signal."""
     for number in (1, 2, 3):
-        if number == 2:
-            os.kill(os.getpid(), sent[0])
+        if number == 2 and sent is not None:
+            os.kill(os.getpid(), sent)
         yield number
 
 
@@ -76,7 +76,7 @@ def test_a_signal_is_raised_where_the_run_waits(sent: int) -> None:
 
     def run() -> None:
         with Interrupts() as interrupts, interrupts.held():
-            values = numbers([sent])
+            values = numbers(sent)
             while (value := interrupts.next(values)) is not None:
                 seen.append(value)
 
@@ -91,7 +91,7 @@ def test_a_signal_waits_until_a_row_is_written() -> None:
 
     def run() -> None:
         with Interrupts() as interrupts, interrupts.held():
-            values = iter([1, 2])
+            values = numbers()
             while (value := interrupts.next(values)) is not None:
                 os.kill(os.getpid(), signal.SIGINT)
                 assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL, "the second one ends the process"
@@ -103,11 +103,15 @@ def test_a_signal_waits_until_a_row_is_written() -> None:
 
 
 def test_elsewhere_a_signal_is_raised_at_once_and_an_ignored_one_stays_so() -> None:
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        with pytest.raises(KeyboardInterrupt), Interrupts():
+    def run() -> None:
+        with Interrupts():
             os.kill(os.getpid(), signal.SIGHUP)
             assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
             os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run()
     finally:
         signal.signal(signal.SIGHUP, before)
