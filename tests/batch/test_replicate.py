@@ -408,4 +408,4 @@ def test_a_prediction_whose_answer_was_lost_is_canceled_too(
         list(do(engine_of(), jobs_of(folder, "a.png")))
     thread.join()
     end()
-    assert list(api.predictions.values())[1].view["status"] == "canceled"
+    wait_until(lambda: list(api.predictions.values())[1].view["status"] == "canceled")

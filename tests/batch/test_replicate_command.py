@@ -80,17 +80,17 @@ def test_an_interrupted_run_pays_for_nothing_twice(
     words, end = [str(tmp_path), "--model", MODEL, "--concurrency", "4"], start_long(api)
     command = [sys.executable, "-m", "seesr.batch", *words, *FAST]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
-        wait_until(lambda: len(api.predictions) == 5)
-        end()
-        assert succeeded(api) == 0
-        wait_until(lambda: succeeded(api) >= 2)
-        running.send_signal(sent)
-        _, errors = running.communicate(timeout=60)
+        try:
+            wait_until(lambda: len(api.predictions) == 5)
+            end()
+            wait_until(lambda: succeeded(api) >= 2)
+            running.send_signal(sent)
+            _, errors = running.communicate(timeout=60)
+        finally:
+            running.kill()
     assert running.returncode == 130, errors
     assert "upscale: interrupted; run it again to go on" in errors
-    statuses = [job.view["status"] for job in api.predictions.values()]
-    assert "starting" not in statuses
-    assert "processing" not in statuses
+    wait_until(lambda: not {"starting", "processing"} & {job.view["status"] for job in api.predictions.values()})
     assert len(rows(tmp_path)) == succeeded(api)
     second = run(*words)
     assert second.status == 0, second.err

@@ -56,7 +56,7 @@ def test_flat_sides_are_those_whose_two_outer_lines_agree(deep: bool) -> None:
     values = np.random.default_rng(0).integers(0, 256, (9, 12, 3)).astype(np.uint8)
     assert images.flat_sides(Image.fromarray(values)) == (False,) * 4
     values[:2], values[:, -2:] = (0, 200, 0), (9, 9, 9)
-    values[0, :-2, 1] += np.array([4, 0, 2, 1, 3, 0, 2, 4, 1, 0], np.uint8)
+    values[0, 0] += 1
     found = values.astype(np.uint16) * 257 if deep else Image.fromarray(values)
     assert images.flat_sides(found) == (True, False, False, True)
     assert images.flat_sides(Image.new("RGB", (1, 9))) == (False,) * 4

@@ -184,7 +184,7 @@ def test_a_predictor_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 def test_setup_refuses_an_unknown_kind(tmp_path: Path) -> None:
     done = run(ROOT / "scripts/setup", "everything", cwd=tmp_path)
     assert done.returncode == 2
-    assert done.stderr == "setup: takes run, deploy, dev or eval, got 'everything'\n"
+    assert done.stderr == "setup: takes run, deploy, ray, dev, eval or playground, got 'everything'\n"
 
 
 def test_setup_refuses_an_unsupported_python(tmp_path: Path) -> None:
