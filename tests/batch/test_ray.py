@@ -98,7 +98,15 @@ def workers(node: Any) -> list[psutil.Process]:
     if "raylet" not in node.all_processes:  # it is gone
         return []
     raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
-    return [child for child in raylet.children(recursive=True) if "MapWorker" in " ".join(child.cmdline())]
+    return [child for child in raylet.children(recursive=True) if "MapWorker" in command_of(child)]
+
+
+def command_of(process: psutil.Process) -> str:
+    """The command line of a process, "" of one that has ended."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return ""
 
 
 @needs_ray
@@ -115,7 +123,7 @@ def test_a_killed_worker_and_a_lost_node_change_no_byte(
         used |= {node is head for node in (head, other) if workers(node)}
         rows.append(row)
         if len(rows) == 1:
-            os.kill(workers(head)[0].pid, signal.SIGKILL)
+            os.kill((workers(head) or workers(other))[0].pid, signal.SIGKILL)
         if len(rows) == 4:
             cluster.remove_node(other, allow_graceful=False)
     assert capfd.readouterr() == ("", ""), "Ray says nothing"
