@@ -1,6 +1,7 @@
 """Who may import whom, held by rules over the source: predict and scripts -> seesr -> ram, and no way back."""
 
 import ast
+import functools
 import re
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
@@ -43,6 +44,7 @@ def imports(path: Path) -> Iterator[tuple[str, str]]:
                 yield (full, "") if full in NAMES else (node.module, alias.name)
 
 
+@functools.cache
 def modules(path: Path) -> set[str]:
     return {module for module, _ in imports(path)}
 

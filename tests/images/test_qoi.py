@@ -64,7 +64,7 @@ def pictures() -> list[np.ndarray]:
         faded // 128 * 128,
         np.zeros((61, 83, 4), np.uint8),
         np.full((1, 1, 3), 7, np.uint8),
-        smooth(700, 500, 4, 30) // 2,  # several parts
+        smooth(200, 150, 4, 30) // 2,
     ]
 
 
