@@ -1,14 +1,12 @@
 """scripts/upscale with the embedded bundle: whole runs, killed, interrupted and refused ones."""
 
 import json
-import logging
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,16 +17,6 @@ from seesr.batch.report import Report
 from tests.batch.photographs import ROOT, names_below, rows, write_photographs
 
 FAST = ["--num-inference-steps", "1", "--scale-factor", "2", "--seed", "3", "--bundle", str(ROOT / "weights/tiny")]
-
-
-@pytest.fixture(autouse=True)
-def logging_as_before() -> Iterator[None]:
-    """The command sets up the log of the whole process."""
-    root = logging.getLogger()
-    before, level = root.handlers[:], root.level
-    yield
-    root.handlers[:] = before
-    root.setLevel(level)
 
 
 def command(*words: str | Path) -> list[str]:
