@@ -15,6 +15,7 @@ import torch
 
 from seesr import hardware, sizes
 from seesr.cost import CARDS, HOST_PIXELS, estimate
+from seesr.locate import default_bundle, is_bundle
 from seesr.memory import TilePlan
 from seesr.progress import predicted_work
 from seesr.settings import Settings
@@ -103,9 +104,8 @@ def matrix_rate(side: int = 1024) -> float:
 
 def choose_bundle(root: Path) -> Path:
     """The bundle that a server of this project loads: SEESR_WEIGHTS, the full one, or the embedded one."""
-    named = [os.environ.get("SEESR_WEIGHTS"), "weights/seesr-turbo"]
-    found = (root / name for name in named if name and (root / name / "bundle.json").is_file())
-    return next(found, root / "weights/tiny")
+    asked = os.environ.get("SEESR_WEIGHTS")
+    return root / asked if asked and is_bundle(root / asked) else default_bundle(root)
 
 
 def read_settings(inputs: Mapping[str, Any]) -> Settings:

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 from seesr import images
 from seesr.batch import files
 from seesr.batch.job import Job, Row, StoppedError
+from seesr.locate import default_bundle, is_bundle
 from seesr.settings import Settings
 
 if TYPE_CHECKING:
     from seesr.pipeline import Result, SeeSR
 
 ROOT = Path(__file__).resolve().parents[2]
-FULL, EMBEDDED = "weights/seesr-turbo", "weights/tiny"
 MAX_NAME = 255  # bytes of the name of a file
 
 
@@ -43,9 +43,8 @@ def choose_bundle(asked: Path | None) -> Path:
     Raises StoppedError where there is none.
     """
     named = asked or (Path(ROOT, weights) if (weights := os.environ.get("SEESR_WEIGHTS")) else None)
-    for bundle in [named] if named else [ROOT / FULL, ROOT / EMBEDDED]:
-        if (bundle / "bundle.json").is_file():
-            return bundle.resolve()
+    if is_bundle(bundle := named or default_bundle(ROOT)):
+        return bundle.resolve()
     came = f"got {named}, where none is" if named else f"found none at {ROOT / 'weights'}"
     raise StoppedError(f"the model needs a bundle, {came}; name its folder by --bundle (README.md says how to get one)")
 
