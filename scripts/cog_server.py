@@ -22,6 +22,8 @@ from typing import IO, Any, TextIO
 
 ROOT = Path(__file__).resolve().parent.parent
 PREDICTOR = "predict.py:Predictor"
+AS_IN_COG_YAML = {"OMP_WAIT_POLICY": "PASSIVE", "MALLOC_ARENA_MAX": "1"}
+"""Unless the environment says otherwise; cog.yaml tells why."""
 
 
 class CogServer:
@@ -77,8 +79,7 @@ class CogServer:
             "NO_COLOR": "1",
             "PYTHONWARNINGS": "ignore::DeprecationWarning",  # Cog's own: it prefers the names of a later version
             "HF_HUB_OFFLINE": "1",
-            # Threads that spin while they wait slow down other processes on the same cores.
-            "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
+            **{name: os.environ.get(name, value) for name, value in AS_IN_COG_YAML.items()},
             "TMPDIR": str(self.folder / "tmp"),
         }
         process = subprocess.Popen(

@@ -16,7 +16,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from ram.model import Ram, RamConfig
 from ram.tagger import Tagger
 from seesr.image_attention import add_image_attention, from_seesr_key
-from seesr.vae.upsampling import use_subpixel_upsampling
+from seesr.vae.subpixel import use_subpixel_upsampling
 
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny

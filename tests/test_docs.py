@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -72,14 +73,26 @@ def commands(document: Path) -> Iterator[tuple[Program, list[str]]]:
             yield (words[0],), words[1:]
 
 
+def runnable() -> Iterator[Program]:
+    """Every program in scripts/: by its path those directly there, as a module the others."""
+    for path in sorted((ROOT / "scripts").rglob("*.py")):
+        if "__main__" in path.read_text(encoding="utf-8"):
+            inside = path.relative_to(ROOT)
+            yield (str(inside),) if path.parent.name == "scripts" else ("-m", ".".join(inside.with_suffix("").parts))
+
+
 COMMANDS = [(document, *command) for document in DOCUMENTS if document.is_file() for command in commands(document)]
-PROGRAMS = sorted({program for _, program, _ in COMMANDS})
+PROGRAMS = sorted({*runnable(), *(program for _, program, _ in COMMANDS)})
 
 
 def run_help(program: Program) -> subprocess.CompletedProcess[str]:
-    interpreter = [] if (ROOT / program[0]).is_file() and not program[0].endswith(".py") else [sys.executable]
-    command = [*interpreter, *program, "--help"]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+    """From another folder than the project's"""
+    if program[0] == "-m":
+        command = [sys.executable, *program]
+    else:
+        command = [*([sys.executable] if program[0].endswith(".py") else []), str(ROOT / program[0])]
+    folder = tempfile.gettempdir()
+    return subprocess.run([*command, "--help"], cwd=folder, capture_output=True, text=True, check=False, timeout=300)
 
 
 @cache

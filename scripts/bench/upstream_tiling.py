@@ -24,8 +24,8 @@ from seesr.settings import Settings
 from seesr.sizes import Size
 from seesr.tiling import TileGrid, blend_weights
 from seesr.vae import vae_scale_factor
+from seesr.vae.subpixel import SubpixelUpsample
 from seesr.vae.tiling import Direction, Report, Span
-from seesr.vae.upsampling import SubpixelUpsample
 
 from diffusers.models.controlnets.controlnet import ControlNetConditioningEmbedding
 from diffusers.models.upsampling import Upsample2D

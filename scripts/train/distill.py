@@ -38,7 +38,7 @@ class DistillPlan(Plan):
     """The first `pairs` of the folder are used. `original` makes the truth the target, a control."""
 
     rate: float = 5e-4
-    report: int = 200
+    report: int = 500
     pairs: int = 900
     original: bool = False
 

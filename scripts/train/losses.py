@@ -27,8 +27,10 @@ def gradient_l1(a: Tensor, b: Tensor) -> Tensor:
 
 def local_moments(image: Tensor, side: int) -> tuple[Tensor, Tensor]:
     """(B, C, H, W) -> mean and variance of every `side` x `side` pixels, (B, C, H - side + 1, W - side + 1) each"""
-    mean = F.avg_pool2d(image, side, stride=1)
-    return mean, (F.avg_pool2d(image.square(), side, stride=1) - mean.square()).clamp(min=0)
+    channels = image.shape[1]
+    box = image.new_full((channels, 1, side, side), side**-2)  # five times as fast as avg_pool2d on a CPU
+    mean, square = (F.conv2d(values, box, groups=channels) for values in (image, image.square()))
+    return mean, (square - mean.square()).clamp(min=0)
 
 
 def contrast_l1(a: Tensor, b: Tensor) -> Tensor:

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from seesr.sizes import Size
 from seesr.vae import vae_scale_factor
+from seesr.vae.subpixel import SubpixelConv
 from seesr.vae.tiling import Direction, Report, Span, split_evenly
-from seesr.vae.upsampling import SubpixelConv
 
 
 @dataclass(frozen=True)

@@ -1,43 +1,13 @@
 """Nearest-neighbour doubling and its 3x3 convolution, as four sub-pixel convolutions before doubling."""
 
-import itertools
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
-
-from diffusers.models.upsampling import Upsample2D
 
 # By phase: how three taps over doubled pixels fall onto two pixels. Phase 0 is the later row or column of a pixel.
 _TAPS = (((1.0, 1.0, 0.0), (0.0, 0.0, 1.0)), ((1.0, 0.0, 0.0), (0.0, 1.0, 1.0)))
-
-
-class SubpixelUpsample(Upsample2D):
-    """Diffusers' Upsample2D as a VAE uses it: doubling, then a 3x3 convolution."""
-
-    def forward(self, hidden_states: Tensor, output_size: None = None, *args: Any, **kwargs: Any) -> Tensor:
-        """(B, C, h, w) -> (B, C', 2h, 2w)"""
-        return upsample(hidden_states, self.conv, (1, 1, 1, 1))
-
-
-class SubpixelConv(nn.Conv2d):
-    """A doubling and the 3x3 convolution behind it, of an AutoencoderTiny."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        """(B, C, h, w) -> (B, C', 2h, 2w)"""
-        return upsample(input, self, (1, 1, 1, 1))
-
-
-def use_subpixel_upsampling(decoder: nn.Module) -> None:
-    """Let a VAE's decoder double by sub-pixel convolutions; its tensors keep their names."""
-    for module in decoder.modules():
-        if type(module) is Upsample2D:
-            module.__class__ = SubpixelUpsample
-        if isinstance(module, nn.Sequential):
-            for number, (layer, conv) in enumerate(itertools.pairwise(module)):
-                if isinstance(layer, nn.Upsample) and type(conv) is nn.Conv2d:
-                    module[number], conv.__class__ = nn.Identity(), SubpixelConv
 
 
 def upsample(hidden: Tensor, conv: Any, padding: tuple[int, int, int, int]) -> Tensor:

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,6 @@ from scripts.predict import MAX_FILE, read_answer, read_inputs
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "examples/animal.jpg"
-PROGRAMS = [path for path in sorted((ROOT / "scripts").rglob("*.py")) if "__main__" in path.read_text()]
 ECHO = """
 from typing import Optional
 from cog import BasePredictor, Input, Path
@@ -121,18 +119,6 @@ def test_missing_weights_end_with_what_to_do(tmp_path: Path) -> None:
     done = predict("-i", f"image=@{EXAMPLE}", cwd=tmp_path, SEESR_WEIGHTS="weights/nowhere")
     assert done.returncode == 1
     assert "SEESR_WEIGHTS names weights/nowhere" in done.stderr.splitlines()[-1]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: path.stem)
-def test_every_program_explains_itself_without_warnings(path: Path, tmp_path: Path) -> None:
-    """As a module from anywhere, and those directly in scripts/ as a file too."""
-    module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-    for command in (["-m", module], [str(path)])[: 2 if path.parent.name == "scripts" else 1]:
-        done = run(sys.executable, *command, "--help", cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.startswith("usage: ")
-        assert done.stderr == ""
 
 
 def test_inputs_declared_once_give_the_schema_of_inputs_in_the_signature(tmp_path: Path) -> None:

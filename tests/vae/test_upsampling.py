@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from seesr.vae.upsampling import upsample, use_subpixel_upsampling
+from seesr.vae.subpixel import use_subpixel_upsampling
+from seesr.vae.upsampling import upsample
 
 from diffusers.models.upsampling import Upsample2D
 
