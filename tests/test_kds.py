@@ -96,7 +96,7 @@ def levels(seesr: SeeSR, **settings: object) -> np.ndarray:
     return np.asarray(seesr.upscale(image, Settings(seed=6, **settings)).image).astype(int)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.parametrize("steps", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_every_dial_acts(tiny: SeeSR, steps: int) -> None:
     def run(**settings: object) -> np.ndarray:
         return levels(tiny, num_inference_steps=steps, **settings)

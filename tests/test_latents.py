@@ -37,6 +37,7 @@ def test_encoding_at_a_smaller_size_moves_the_result_less_than_another_seed(
     assert 0 < moved < 0.25 < differing
 
 
+@pytest.mark.slow
 def test_the_small_autoencoder_is_near_the_vae_and_repeats(tiny: SeeSR) -> None:
     image, settings = images.open_image(DATA / "astronaut.jpg").rgb.crop((64, 32, 192, 128)), Settings(seed=1)
     fast = replace(settings, fast_vae=True)

@@ -100,7 +100,7 @@ def test_encoding_at_a_smaller_size_is_counted(tiny: SeeSR, monkeypatch: pytest.
     assert predicted["encode"] == pytest.approx(real["encode"], rel=0.06)
 
 
-@pytest.mark.parametrize("tile", [0, 64, 24])
+@pytest.mark.parametrize("tile", [0, 64, pytest.param(24, marks=pytest.mark.slow)])
 def test_the_small_autoencoder_is_counted(tiny: SeeSR, monkeypatch: pytest.MonkeyPatch, tile: int) -> None:
     vae = VaeTilePlan(tile, fast=True)
     plan, settings = replace(EXACT, encode=vae, decode=vae), Settings(num_inference_steps=1, seed=1, fast_vae=True)
@@ -110,7 +110,8 @@ def test_the_small_autoencoder_is_counted(tiny: SeeSR, monkeypatch: pytest.Monke
         assert 0.95 * real[stage] < predicted[stage] < 1.25 * real[stage], stage
 
 
-@pytest.mark.parametrize(("particles", "steps", "side"), [(4, 1, 64), pytest.param(8, 2, 96, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("particles", "steps", "side"), [(4, 1, 64), (8, 2, 96)])
 def test_particles_are_counted(
     tiny: SeeSR, monkeypatch: pytest.MonkeyPatch, particles: int, steps: int, side: int
 ) -> None:
@@ -122,7 +123,9 @@ def test_particles_are_counted(
     assert plan.shrink("denoise", (32, 32), particles=8) == replace(plan, tile_batch=2)
 
 
-@pytest.mark.parametrize("color_fix", ["wavelet", "dwt", "none"])
+@pytest.mark.parametrize(
+    "color_fix", ["wavelet", *(pytest.param(name, marks=pytest.mark.slow) for name in ("dwt", "none"))]
+)
 def test_the_fidelity_dial_is_counted(tiny: SeeSR, monkeypatch: pytest.MonkeyPatch, color_fix: ColorFix) -> None:
     settings = Settings(num_inference_steps=1, fidelity=0.9, color_fix=color_fix, seed=1)
     plan = replace(EXACT, strip=256)

@@ -127,6 +127,7 @@ def test_draws_come_in_order_and_by_name(golden: SeeSR, photograph: Tensor) -> N
     assert result.tiles == 1
 
 
+@pytest.mark.slow
 def test_the_working_image_is_never_smaller_than_the_process_size(golden: SeeSR) -> None:
     """A long thin image is enlarged as far as is sensible and then padded: 4 x 1400 holds no 160 rows."""
     shapes: list[tuple[int, ...]] = []

@@ -64,13 +64,17 @@ def load(arguments: argparse.Namespace) -> SeeSR:
     profile = hardware.profile(device)
     if arguments.gpu:
         profile = hardware.CPU if arguments.gpu == "cpu" else hardware.GPUS[arguments.gpu]
-    if arguments.bundle is None:
-        device = "meta" if arguments.count else device
-        dtype = torch.float32 if device == "cpu" else profile.dtype
-        return SeeSR(random_bundle.build(device, dtype), profile, device)
+    if arguments.bundle is None and arguments.count:
+        device = "meta"
     dtype = torch.float32 if device == "cpu" and not arguments.count else profile.dtype
-    seesr = SeeSR(bundle.load(arguments.bundle, device, dtype), profile, device)
-    return flops.without_values(seesr) if arguments.count else seesr
+    if device == "cpu":
+        hardware.keep_freed_memory()
+    components = (
+        bundle.load(arguments.bundle, device, dtype) if arguments.bundle else random_bundle.build(device, dtype)
+    )
+    hardware.use_fast_attention(device, components.unet, components.controlnet, components.vae)
+    seesr = SeeSR(components, profile, device)
+    return flops.without_values(seesr) if arguments.count and device != "meta" else seesr
 
 
 def measure_case(

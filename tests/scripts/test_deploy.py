@@ -187,6 +187,7 @@ def test_a_first_push_makes_a_model_with_a_page(
     assert re.search(r"cost .*gpu-l40s: 2048² in 4 steps \d+\.\d s \$0\.00\d\d", printed)
 
 
+@pytest.mark.slow
 def test_a_push_to_an_existing_model_says_who_changes_its_hardware(
     api: ReplicateApi, model: str, cog: CogStandIn, tiny_bundle: Path, run: Run
 ) -> None:
@@ -268,6 +269,7 @@ def test_an_interrupted_push_leaves_nothing_behind(
         os.kill(push["pid"], 0)
 
 
+@pytest.mark.slow
 def test_the_same_files_are_the_same_version(
     api: ReplicateApi, model: str, cog: CogStandIn, tiny_bundle: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -456,6 +458,7 @@ def test_odd_names_are_refused(api: ReplicateApi, run: Run, words: tuple[str, ..
     assert len(api.requests) == before
 
 
+@pytest.mark.slow
 def test_a_bundle_inside_the_stage_is_refused_and_stays(
     api: ReplicateApi, model: str, cog: CogStandIn, tiny_bundle: Path, run: Run, tmp_path: Path
 ) -> None:
