@@ -13,6 +13,7 @@ import contextlib
 import io
 import itertools
 import json
+import resource
 import statistics
 import tempfile
 import time
@@ -109,6 +110,7 @@ def measure_case(
         "tiles": len(plan.grid((padded[0] // seesr.vae_scale_factor, padded[1] // seesr.vae_scale_factor))),
         "stages": stages,
         "held": timed and max(timed.held.values()),
+        "processor": timed and timed.used,
         "ceilings": ceilings,
     }
     print(table(row), flush=True)
@@ -150,11 +152,13 @@ class Stopwatch:
 class Timed:
     """Warm upscales: median seconds by stage, and the most bytes that tensors held beside the weights, by stage.
 
-    "file" is writing the result as a file. "denoise" is "ControlNet", "UNet" and "blend" in `seconds`.
+    "file" is writing the result as a file. "denoise" is "ControlNet", "UNet" and "blend" in `seconds`. `used` is what
+    the last upscale took of this machine's processor: seconds of all threads, those in the kernel, page faults.
     """
 
     seconds: dict[str, float]
     held: dict[str, int]
+    used: tuple[float, float, int]
     result: Result
 
 
@@ -163,17 +167,28 @@ def time_stages(seesr: SeeSR, image: images.OpenedImage, settings: Settings, run
     with watch_memory(seesr.device) as (note, held), contextlib.redirect_stdout(io.StringIO()):
         result = seesr.upscale(image.rgb, settings, on_progress=note)
     measured: list[dict[str, float]] = []
+    used = (0.0, 0.0, 0)
     for _ in range(runs):
         watches = {name: Stopwatch(seesr.device) for name in ("ControlNet", "UNet", "file")}
+        before = processor()
         with flops.watch_networks(seesr.components, watches), contextlib.redirect_stdout(io.StringIO()):
             result = seesr.upscale(image.rgb, settings)
+        seconds, kernel, faults = (after - start for after, start in zip(processor(), before, strict=True))
+        used = (seconds, kernel, int(faults))
         networks = watches["ControlNet"].seconds + watches["UNet"].seconds
         with tempfile.TemporaryDirectory() as folder, watches["file"]:
             images.save_image(image, result.image, Path(folder) / "out.png", settings)
         stages = dict(result.timings)
         stages["blend"] = stages.pop("denoise") - networks
         measured.append(stages | {name: watch.seconds for name, watch in watches.items()})
-    return Timed({name: statistics.median(run[name] for run in measured) for name in measured[0]}, held, result)
+    medians = {name: statistics.median(run[name] for run in measured) for name in measured[0]}
+    return Timed(medians, held, used, result)
+
+
+def processor() -> tuple[float, float, int]:
+    """Of this process so far: seconds of all threads, of these in the kernel, and page faults"""
+    found = resource.getrusage(resource.RUSAGE_SELF)
+    return found.ru_utime + found.ru_stime, found.ru_stime, found.ru_minflt
 
 
 @contextlib.contextmanager
@@ -238,6 +253,9 @@ def table(row: Mapping[str, Any]) -> str:
     if row["held"]:
         product, copy = row["ceilings"]
         lines.append(f"Tensors held at most {row['held'] / 1e9:.2f} GB beside the weights (measured).")
+        seconds, kernel, faults = row["processor"]
+        used = f"{seconds:.1f} s of all threads, {kernel:.1f} s of these in the kernel, {faults} page faults"
+        lines.append(f"Processor of this machine, last run: {used}.")
         lines.append(f"Measured ceilings: {product / 1e12:.2f} TFLOP/s in a product, {copy / 1e9:.1f} GB/s in a copy.")
     return "\n".join(lines)
 

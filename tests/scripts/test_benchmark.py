@@ -21,5 +21,7 @@ def test_it_times_every_stage_and_writes_json(
     seconds = {name: stage["seconds"] for name, stage in row["stages"].items()}
     assert seconds.keys() == {*flops.STAGES, "resize", "file"}
     assert all(value > 0 for value in seconds.values())
+    used, kernel, _ = row["processor"]
+    assert 0 <= kernel < used
     assert "| UNet |" in capsys.readouterr().out
     assert json.loads(trace.read_text())["traceEvents"]
