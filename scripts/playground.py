@@ -74,6 +74,7 @@ def serve(arguments: argparse.Namespace) -> None:
             ssr_mode=False,
             run_history=False,
             footer_links=[],
+            max_file_size="256mb",
             allowed_paths=[str(ROOT / "examples"), folder],
             theme=widgets.theme(),
             head=widgets.head(),

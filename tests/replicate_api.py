@@ -10,6 +10,7 @@ import email
 import hashlib
 import http.server
 import json
+import mimetypes
 import re
 import secrets
 import shutil
@@ -210,7 +211,8 @@ class ReplicateApi:
                 self.leaks.append(path)
             found = self.files.get(path.removeprefix("/files/"))
             status = refused.status if refused else 404 if found is None else 200
-            return status, {}, found if found is not None and status == 200 else b""
+            kind = {"Content-Type": mimetypes.guess_type(path)[0] or "application/octet-stream"}
+            return status, kind, found if found is not None and status == 200 else b""
         try:
             is_json = headers.get("content-type", "").startswith("application/json")
             body = json.loads(content or b"{}") if is_json else content

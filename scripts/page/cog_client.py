@@ -93,15 +93,16 @@ class CogClient:
         threading.Thread(target=self._run, args=[job], daemon=True).start()
 
     def cancel(self, job: Job) -> None:
+        """The server is told again until it ends: the request itself may reach it a little later."""
         job.cancelled.set()
-        if job.status == "waiting":
-            return job.end("canceled")
-        job.note = "Cancelling"
-        with contextlib.suppress(OSError):
-            self._send("POST", f"/predictions/{job.id}/cancel", timeout=GRACE)
-        if not job.ended.wait(GRACE):
-            job.end("canceled")
-        return None
+        end = time.monotonic() + GRACE
+        while not job.ended.is_set() and time.monotonic() < end:
+            job.note = "Cancelling"
+            if job.status == "running":
+                with contextlib.suppress(OSError):
+                    self._send("POST", f"/predictions/{job.id}/cancel", timeout=GRACE)
+            job.ended.wait(RETRY)
+        job.end("canceled")
 
     def calls(self, job: Job, ending: str) -> dict[str, str]:
         return calls.for_cog(self.address(), job, ending)
@@ -131,9 +132,11 @@ class CogClient:
             health = self.health()
             if not health.ready:
                 job.note = f"{health.sentence}: waiting for it"
-                time.sleep(RETRY)
+                job.cancelled.wait(RETRY)
                 continue
             job.status, job.note = "running", ""
+            if job.cancelled.is_set():  # while the server was asked for its health
+                break
             try:
                 status, answer, _ = self._send("PUT", f"/predictions/{job.id}", body)
             except OSError as error:
@@ -142,7 +145,7 @@ class CogClient:
             if status != 409:
                 return job.take(status, answer)
             job.status, job.note = "waiting", "The server is busy with another request: waiting for it"
-            time.sleep(RETRY)
+            job.cancelled.wait(RETRY)
         return job.end("canceled")
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from scripts.page.log import LOADED
 from seesr import hardware, sizes
 from seesr.cost import CARDS, HOST_PIXELS, estimate
 from seesr.locate import default_bundle, is_bundle
@@ -28,7 +29,6 @@ WARM_UP = Settings(num_inference_steps=2, scale_factor=8, seed=0)
 CPU_SHARE = 0.4
 """Of the rate of a matrix product, what networks reach on a CPU: 0.37 to 0.51 with the embedded bundle on one core."""
 
-LOADED = re.compile(r"Loaded (\S+) on (\w+),")
 PROFILE = re.compile(r"profile ([\w-]+)\.")
 STAGE = re.compile(r"\b(\w+): (\d+\.\d+) s$", re.MULTILINE)
 NAMES = {field.name for field in dataclasses.fields(Settings)}

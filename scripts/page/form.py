@@ -1,6 +1,7 @@
 """An OpenAPI schema -> the fields of a form, and the values of a form -> the inputs of a request."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -33,9 +34,13 @@ class Field:
         return self.required or self.kind == "file" or self.name in EVERYDAY
 
     @property
+    def is_number(self) -> bool:
+        return self.kind in ("integer", "number")
+
+    @property
     def step(self) -> float | None:
-        """The step of a slider; None where a slider would be too coarse, or a limit is missing."""
-        if self.minimum is None or self.maximum is None or self.kind not in ("integer", "number"):
+        """The step of a slider; None where a slider would be too coarse, or a limit or a default is missing."""
+        if self.minimum is None or self.maximum is None or self.default is None or not self.is_number:
             return None
         span = self.maximum - self.minimum
         return (1 if span <= 100 else None) if self.kind == "integer" else 0.05 if span <= 10 else None
@@ -77,7 +82,9 @@ def _field(name: str, about: Mapping[str, Any], required: bool, schemas: Mapping
         choices = tuple(schemas.get(reference.get("$ref", "").rpartition("/")[2], {}).get("enum", ()))
     kind = KINDS.get(item.get("type", ""), "text")
     kind = "choice" if choices else "file" if item.get("format") == "uri" else kind
-    title = about.get("title") or name.replace("_", " ").capitalize()
+    title = about.get("title") or name
+    if title.replace(" ", "_").lower() == name.lower():  # Cog's own title: "Num Inference Steps"
+        title = name.replace("_", " ").capitalize()
     limits = (about.get("minimum"), about.get("maximum"))
     description = about.get("description") or ""
     return Field(name, title, kind, description, about.get("default"), required, *limits, choices, several)
@@ -91,7 +98,7 @@ def main_field(fields: Sequence[Field]) -> Field | None:
 def read_values(fields: Sequence[Field], values: Mapping[str, Any]) -> dict[str, Any]:
     """A form's values -> the inputs of a request, without those that have their default. Files are not looked at.
 
-    ValueError names a required input that is missing, or a list that cannot be read.
+    ValueError names a required input that is missing, or a number or a list that cannot be read.
     """
     inputs: dict[str, Any] = {}
     for field in fields:
@@ -115,6 +122,20 @@ def _parse(field: Field, value: Any) -> Any:
             return [json.loads(line) for line in lines]
         except ValueError:
             raise ValueError(f"{field.title} must hold one {field.kind} a line, got {value[:60]!r}") from None
+    if field.is_number and isinstance(value, str):
+        return _parse_number(field, value.strip())
     if field.kind == "integer" and isinstance(value, float) and value.is_integer():
         return int(value)
     return value
+
+
+def _parse_number(field: Field, text: str) -> int | float | None:
+    """None for an empty text."""
+    try:
+        number = None if not text else int(text) if field.kind == "integer" else float(text)
+    except ValueError:
+        number = math.nan
+    if number is not None and not math.isfinite(number):
+        kind = "an integer" if field.kind == "integer" else "a number"
+        raise ValueError(f"{field.title} must be {kind} or empty, got {text[:60]!r}")
+    return number

@@ -1,6 +1,7 @@
 """One request of the playground, and the HTTP that its clients share."""
 
 import base64
+import http.client
 import json
 import re
 import secrets
@@ -65,8 +66,8 @@ class Job:
             self.status, self.error = status, error
             self.ended.set()
 
-    def take(self, status: int, answer: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> None:
-        """End with the answer of the server. `headers` go along when output files are fetched."""
+    def take(self, status: int, answer: Mapping[str, Any]) -> None:
+        """End with the answer of the server."""
         self.logs = answer.get("logs") or self.logs
         self.metrics = dict(answer.get("metrics") or {})
         if answer.get("status") == "canceled":
@@ -75,8 +76,8 @@ class Job:
             return self.end("failed", error_of(status, answer))
         output = answer.get("output")
         try:
-            found = [fetch(item, headers) for item in (output if isinstance(output, list) else [output])]
-        except OSError as error:
+            found = [fetch(item) for item in (output if isinstance(output, list) else [output])]
+        except (OSError, http.client.HTTPException) as error:
             return self.end("failed", f"the result cannot be fetched ({error}); run again")
         self.outputs = [item for item in found if item is not None]
         self.text = "" if self.outputs else output if isinstance(output, str) else json.dumps(output, indent=2)
@@ -128,6 +129,8 @@ def send(
             return error.code, read_json(error.read()), dict(error.headers)
     except urllib.error.URLError as error:
         raise OSError(str(error.reason)) from None
+    except http.client.HTTPException as error:
+        raise OSError(f"no HTTP answer: {str(error).strip() or type(error).__name__}") from None
 
 
 def read_json(content: bytes) -> dict[str, Any]:
@@ -147,8 +150,11 @@ def error_of(status: int, answer: Mapping[str, Any]) -> str:
     return f"HTTP {status}"
 
 
-def fetch(item: Any, headers: Mapping[str, str] | None = None) -> Output | None:
-    """The file behind an item of a model's output; None if the item is no file. OSError if it cannot be had."""
+def fetch(item: Any) -> Output | None:
+    """The file behind an item of a model's output; None if the item is no file.
+
+    OSError or HTTPException if it cannot be had.
+    """
     if not isinstance(item, str):
         return None
     if item.startswith("data:"):
@@ -156,5 +162,5 @@ def fetch(item: Any, headers: Mapping[str, str] | None = None) -> Output | None:
         return Output(head.removeprefix("data:").partition(";")[0], base64.b64decode(body))
     if not item.startswith(("http://", "https://")):
         return None
-    with urllib.request.urlopen(urllib.request.Request(item, headers=dict(headers or {})), timeout=600) as response:
+    with urllib.request.urlopen(item, timeout=600) as response:
         return Output(response.headers.get_content_type(), response.read())

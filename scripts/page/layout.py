@@ -34,12 +34,15 @@ class Page(Parts):
     def _connect_form(self) -> None:
         if self.studio.main is not None:
             given = [self.photograph, self.facts, self.problem]
-            changed = self.photograph.change if self.studio.main.several else self.photograph.input
+            changed = self.photograph.change if self.studio.main.several else self.photograph.upload
             changed(self._take, [self.photograph, *self.values], given, **QUIET)
+            if not self.studio.main.several:  # Gradio's `input` comes with the removed image
+                self.photograph.clear(self._remove, self.values, given, **QUIET)
             self.uploader.upload(self._take_more, [self.uploader, *self.values], given, **QUIET)
             self.examples.click(self._take_example, [self.examples, *self.values], given, **QUIET)
+        foreseen = [self.facts, self.problem]
         for value in self.values:
-            value.change(self._foresee, self.values, [self.facts], trigger_mode="always_last", **QUIET)
+            value.change(self._foresee, self.values, foreseen, trigger_mode="always_last", **QUIET)
         timer = gr.Timer(2)
         gr.on([timer.tick, self.blocks.load], self._watch, None, [self.status, self.empty], queue=False, **QUIET)
         self.blocks.unload(self._leave)
@@ -79,6 +82,9 @@ class Page(Parts):
         paths = given if isinstance(given, list) else [given] if given else []
         return self._use(self._visit(request), paths, values)
 
+    def _remove(self, request: gr.Request, *values: Any) -> Updates:
+        return self._use(self._visit(request), [], values)
+
     def _take_more(self, request: gr.Request, given: Any, *values: Any) -> Updates:
         """Dropped or pasted anywhere on the page: several are added to those that are there."""
         visit, paths = self._visit(request), given if isinstance(given, list) else [given]
@@ -107,10 +113,10 @@ class Page(Parts):
     def _tell(self, text: str, kind: str = "note") -> Updates:
         return {self.problem: gr.HTML(panels.notice(text, kind), visible=bool(text))}
 
-    def _foresee(self, request: gr.Request, *values: Any) -> str:
+    def _foresee(self, request: gr.Request, *values: Any) -> Updates:
         visit = self._visit(request)
         self.studio.foresee(visit, self._named(values))
-        return panels.facts(visit.sources, visit.forecasts)
+        return {self.facts: panels.facts(visit.sources, visit.forecasts)} | self._tell("")
 
     def _run(self, request: gr.Request, *values: Any) -> Iterator[Updates]:
         visit, rest = self._visit(request), values
@@ -142,15 +148,16 @@ class Page(Parts):
         if run.job.status == "canceled":
             return self._tell("Cancelled.")
         if run.job.status != "succeeded":
-            return self._tell(run.job.error, "error")
+            said_once = [{} if "error" in found else found for found in visit.forecasts]
+            return self._tell(run.job.error, "error") | {self.facts: panels.facts(visit.sources, said_once)}
         results = self.studio.finish(visit, run)
         self.studio.foresee(visit, values)
         if not results:
             return self._tell(run.job.text)
-        choices = [(result.label, result.number) for result in reversed(visit.results)]
+        choices = [(visit.label(result), result.number) for result in reversed(visit.results)]
         newest = results[0].number
         left = gr.Dropdown([("Input, bicubic", INPUT), *choices], value=INPUT)
-        strip = [(result.shown["thumbnail"], result.label) for result in reversed(visit.results) if result.shown]
+        strip = [(result.shown["thumbnail"], visit.label(result)) for result in reversed(visit.results) if result.shown]
         found = {self.results: gr.Column(visible=True), self.empty: gr.HTML(visible=False), self.left: left}
         found |= {self.right: gr.Dropdown(choices, value=newest), self.strip: strip}
         return found | {self.facts: panels.facts(visit.sources, visit.forecasts)} | self._view(visit, INPUT, newest)
@@ -183,10 +190,11 @@ class Page(Parts):
         found |= {self.details: panels.details(result), self.again: gr.Button(visible="seed" in result.metrics)}
         found |= {self.stages: panels.stages(result.metrics.get("seconds") or {})}
         found |= {self.costs: panels.costs(result.cards)}
+        found |= {self.folder: panels.folder(result.source)}
         calls = self.studio.calls(result)
         return found | {code: calls[name] for code, (name, _) in zip(self.codes, LANGUAGES, strict=True)}
 
     def _use_again(self, request: gr.Request, right: int) -> Updates:
         result = self._visit(request).result(right)
         seed = result.metrics.get("seed") if result else None
-        return {self.inputs["seed"]: seed, self.more: gr.Accordion(open=True)}
+        return {self.inputs["seed"]: str(seed), self.more: gr.Accordion(open=True)}

@@ -1,8 +1,11 @@
-"""What the log of a prediction says about its progress."""
+"""What the logs say: which model the setup has loaded, and the progress of a prediction."""
 
 import re
 from collections.abc import Mapping
 from typing import NamedTuple
+
+LOADED = re.compile(r"Loaded (\S+) on (\w+),")
+"""Name and device of the model, in the log of the setup."""
 
 LINE = re.compile(r"^\s*(\d+)%\s*\|.+?\|\s*(\d+)/(\d+)(?:.*, ([\w ]+)\])?")
 """A line of progress, as both official clients of Replicate find it; seesr.progress adds the stage at its end."""

@@ -17,7 +17,7 @@ HINT = """<p class="hint">Drag the line or use the arrow keys. Scroll, or + and 
 
 def status(health: Health, about: str) -> str:
     kind = "ready" if health.ready else "away"
-    more = f" · {escape(about)}" if about and health.ready else ""
+    more = f"<span>· {escape(about)}</span>" if about and health.ready else ""
     return f'<div class="status {kind}" role="status"><i></i>{escape(health.sentence)}{more}</div>'
 
 
@@ -48,7 +48,31 @@ def facts(sources: Sequence[Source], forecasts: Sequence[Mapping[str, Any]]) -> 
     seconds = [found.get("seconds") for found in forecasts]
     known = [value for value in seconds if value is not None]
     time = f"<p>About <b>{seconds_text(sum(known))}</b> here</p>" if known and len(known) == len(seconds) else ""
+    time = time or _on_replicate(forecasts)
     return f'<div class="facts"><ul>{"".join(rows)}</ul>{time}</div>{notice(wrong, "error")}'
+
+
+def _on_replicate(forecasts: Sequence[Mapping[str, Any]]) -> str:
+    """From the least to the most that all images take on a card of Replicate's; nothing if none can do them all."""
+    times, sums = [found.get("times", 1) for found in forecasts], []
+    for rows in zip(*(found.get("cards", []) for found in forecasts), strict=False):  # those of one card
+        if all("seconds" in row for row in rows):
+            weighted = list(zip(times, rows, strict=True))
+            sums.append([sum(count * row[name] for count, row in weighted) for name in ("seconds", "dollars")])
+    if not sums:
+        return ""
+    seconds, dollars = zip(*sums, strict=True)
+    time = f"<b>{seconds_text(min(seconds))}</b> to <b>{seconds_text(max(seconds))}</b>"
+    return f"<p>About {time} on Replicate, ${min(dollars):.4f} to ${max(dollars):.4f} by the card</p>"
+
+
+def folder(source: Source | None) -> str:
+    """Where a call has to run. A name is Gradio's: without some letters, and made up for what has none."""
+    if source is None:
+        return ""
+    name = f"<b>{escape(source.path.name)}</b>"
+    advice = "Save a photograph from the webcam or the clipboard under this name first."
+    return f'<p class="hint">Run it in the folder of {name}. {advice}</p>'
 
 
 def progress(run: Run) -> str:

@@ -19,7 +19,8 @@ class Parts:
     def __init__(self, studio: Studio, title: str) -> None:
         self.studio, self.inputs = studio, dict[str, Any]()
         self.names = [field.name for field in studio.fields if field is not studio.main]
-        with gr.Blocks(title=f"{title} playground", fill_width=True, analytics_enabled=False) as self.blocks:
+        look: dict[str, Any] = {"title": f"{title} playground", "fill_width": True, "delete_cache": (3600, 86400)}
+        with gr.Blocks(**look, analytics_enabled=False) as self.blocks:
             self._draw_head(title)
             with gr.Row(elem_id="main"):
                 with gr.Column(scale=4, min_width=300, elem_id="form"):
@@ -32,7 +33,8 @@ class Parts:
                     self.empty = widgets.html(panels.empty(False))
                     self._draw_results()
         self.values = [self.inputs[name] for name in self.names]
-        self.view = [self.slider, self.download, self.details, self.stages, self.costs, self.again, *self.codes]
+        self.view = [self.slider, self.download, self.details, self.stages, self.costs]
+        self.view += [self.again, self.folder, *self.codes]
 
     def _draw_head(self, title: str) -> None:
         with gr.Row(elem_classes="page-head"):
@@ -95,8 +97,10 @@ class Parts:
             with gr.Column(min_width=280):
                 self.stages = widgets.html(elem_id="stages")
                 self.costs = widgets.html(elem_id="costs")
-        with gr.Accordion("As a call", open=False, elem_id="calls"), gr.Tabs():
-            self.codes = [self._draw_code(*language) for language in LANGUAGES]
+        with gr.Accordion("As a call", open=False, elem_id="calls"):
+            self.folder = widgets.html(elem_id="calls-folder")
+            with gr.Tabs():
+                self.codes = [self._draw_code(*language) for language in LANGUAGES]
 
     def _draw_code(self, name: str, language: str) -> Any:
         with gr.Tab(name):

@@ -55,7 +55,10 @@
   };
   addEventListener("keydown", (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) return find("#run:not([disabled])")?.click();
-    if (event.key === "Escape") return find("#cancel:not([disabled])")?.click();
+    if (event.key === "Escape") {
+      const closes = find(".block.fullscreen") || event.isComposing || event.target.closest?.("[role=combobox], #slider");
+      return closes ? undefined : find("#cancel:not([disabled])")?.click();
+    }
     const slider = event.target.closest?.("[data-testid=slider]");
     if (!slider) return;
     const keys = {
@@ -66,7 +69,7 @@
     event.preventDefault();
     keys[event.key]();
     tell(slider);
-  });
+  }, true); // before Gradio leaves full screen
   addEventListener("mouseup", () => document.querySelectorAll("[data-testid=slider]").forEach(tell));
 
   // Gradio's slider takes no focus by itself.

@@ -1,6 +1,5 @@
 """What the page does, without how it looks: take images, foresee, run, and keep results."""
 
-import re
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -9,11 +8,11 @@ from typing import Any
 
 from scripts.page.form import main_field, read_fields, read_values
 from scripts.page.job import Client, Health, Job, Output
+from scripts.page.log import LOADED
 from scripts.page.panels import bytes_text, size_text
 from scripts.page.toolbox_process import ENDED, ToolboxProcess
-from scripts.page.visit import Result, Run, Source, Visit, file_name, label_of, metrics_of
+from scripts.page.visit import Result, Run, Source, Visit, file_name, metrics_of
 
-LOADED = re.compile(r"Loaded (\S+) on (\w+),")
 EMBEDDED = "Using the small embedded bundle"
 HEALTH_SECONDS = 1.0
 """How old an answer about the server's health may be, for several visits at once."""
@@ -33,7 +32,9 @@ class Studio:
 
     def visit(self, id: str | None) -> Visit:
         with self._lock:
-            return self._visits.setdefault(id or "", Visit())
+            if (id or "") not in self._visits:
+                self._visits[id or ""] = Visit()
+            return self._visits[id or ""]
 
     def leave(self, id: str | None) -> None:
         """A page was closed: what it runs is cancelled, what it kept is deleted."""
@@ -131,9 +132,14 @@ class Studio:
         return results
 
     def calls(self, result: Result) -> dict[str, str]:
-        """The request of a result as code, with the seed that it had, at the server's present address."""
-        seed = {"seed": result.job.metrics["seed"]} if "seed" in result.job.metrics else {}
-        return self.client.calls(Job(dict(result.job.inputs) | seed, result.job.files), result.path.suffix[1:])
+        """The request of this result alone as code, with its file and seed, at the server's present address."""
+        inputs, files = dict(result.job.inputs), dict(result.job.files)
+        if "seed" in result.metrics:  # of several variations this is one
+            inputs.pop("sample_times", None)
+            inputs["seed"] = result.metrics["seed"]
+        if self.main and self.main.several and result.source:
+            files[self.main.name] = [result.source.path]
+        return self.client.calls(Job(inputs, files), result.path.suffix[1:])
 
     def _keep(self, visit: Visit, run: Run, number: int, output: Output) -> Result:
         """One output: its file, what the page shows of it, and what is known about it."""
@@ -151,7 +157,6 @@ class Studio:
         except ValueError:  # no image: it can be downloaded
             pass
         cards = run.forecasts[position].get("cards", []) if position < len(run.forecasts) else []
-        label = label_of(visit.count, metrics, run.job.inputs)
-        result = Result(visit.count, label, about, path, run.job, metrics, shown, cards)
+        result = Result(visit.count, about, path, source, run.job, metrics, shown, cards)
         visit.add(result)
         return result

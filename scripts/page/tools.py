@@ -35,12 +35,14 @@ class Tools:
         return found
 
     def forecast(self, width: int, height: int, inputs: dict[str, Any]) -> dict[str, Any]:
-        """The result's size in pixels, seconds on the server (null: unknown), and a row per card of Replicate's."""
+        """The result's size in pixels, seconds of all `times` variations on the server (null: unknown), and a row for
+        one of them per card of Replicate's.
+        """
         size, settings = (height, width), read_settings(inputs)
         target = self.forecasts.target(size, settings)
         times = int(inputs.get("sample_times") or 1)  # BatchPredictor's variations of an image
         seconds = self.forecasts.seconds(size, settings)
-        found = {"width": target[1], "height": target[0], "seconds": seconds and times * seconds}
+        found = {"width": target[1], "height": target[0], "times": times, "seconds": seconds and times * seconds}
         return found | {"cards": on_replicate(size, settings)}
 
     def read_setup(self, logs: str) -> None:

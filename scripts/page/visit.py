@@ -13,7 +13,7 @@ from typing import Any
 from scripts.page.job import Job, Output
 
 KEPT = 12
-"""Results of a visit that stay for comparing; older ones are deleted."""
+"""Results of a visit that stay for comparing; older ones are deleted, but none of the newest request."""
 
 ENDINGS = {"image/jpeg": ".jpg", "image/webp": ".webp", "image/tiff": ".tiff"}
 
@@ -30,12 +30,15 @@ class Source:
 
 @dataclass(frozen=True)
 class Result:
-    """A file that the model returned. `shown` holds paths of what the page shows of it; empty if it is no image."""
+    """A file that the model returned for `source`, if it was given one, to the request `job`.
+
+    `shown` holds paths of what the page shows of it; empty if it is no image.
+    """
 
     number: int
-    label: str
     about: str
     path: Path
+    source: Source | None
     job: Job
     metrics: Mapping[str, Any]
     shown: Mapping[str, Any]
@@ -80,12 +83,23 @@ class Visit:
 
     def add(self, result: Result) -> None:
         self.results.append(result)
-        for old in self.results[:-KEPT]:
-            shutil.rmtree(old.path.parent, ignore_errors=True)
-        self.results = self.results[-KEPT:]
+        while len(self.results) > KEPT and self.results[0].job is not result.job:
+            shutil.rmtree(self.results.pop(0).path.parent, ignore_errors=True)
 
     def result(self, number: int | None) -> Result | None:
         return next((result for result in self.results if result.number == number), None)
+
+    def label(self, result: Result) -> str:
+        """A result in a few words: its number, that in which the results of the visit differ, and its seed."""
+        stems = {other.source.path.stem for other in self.results if other.source}
+        words = [result.source.path.stem] if result.source and len(stems) > 1 else []
+        inputs = [other.job.inputs for other in self.results]
+        for name, value in result.job.inputs.items():
+            if name != "seed" and any(name not in other or other[name] != value for other in inputs):
+                words.append(f"{name.replace('_', ' ')} {value}")
+        words += [f"seed {result.metrics['seed']}"] if "seed" in result.metrics else []
+        text = f"{result.number}: {', '.join(words) or 'result'}"
+        return text if len(text) <= 70 else f"{text[:69]}…"
 
     def close(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -105,11 +119,3 @@ def metrics_of(metrics: Mapping[str, Any], number: int) -> dict[str, Any]:
         suffix = f"_{number + 1}"
         return {name.removesuffix(suffix): value for name, value in metrics.items() if name.endswith(suffix)}
     return {name: value for name, value in metrics.items() if not ends.search(name)}
-
-
-def label_of(number: int, metrics: Mapping[str, Any], inputs: Mapping[str, Any]) -> str:
-    """A result in a few words: its number, its seed, and the inputs that differ from their defaults."""
-    words = [f"seed {metrics['seed']}"] if "seed" in metrics else []
-    words += [f"{name.replace('_', ' ')} {value}" for name, value in inputs.items() if name != "seed"]
-    text = f"{number}: {', '.join(words) or 'result'}"
-    return text if len(text) <= 70 else f"{text[:69]}…"

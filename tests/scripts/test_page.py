@@ -2,9 +2,12 @@
 
 import base64
 import io
+import itertools
 import json
 import socket
 import subprocess
+import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,12 +21,14 @@ from scripts.cog_server import CogServer
 from scripts.page import calls, panels
 from scripts.page.cog_client import CogClient, check_address, is_loopback
 from scripts.page.form import Field, main_field, read_fields, read_values
-from scripts.page.job import Health, Job, error_of
+from scripts.page.job import Health, Job, error_of, send
 from scripts.page.log import in_order, read_progress
 from scripts.page.replicate_client import ReplicateClient
+from scripts.page.studio import Studio
 from scripts.page.toolbox import REPORT_AT_ONCE
+from scripts.page.toolbox_process import ToolboxProcess
 from scripts.page.tools import Tools
-from scripts.page.visit import KEPT, Result, Visit, label_of, metrics_of
+from scripts.page.visit import KEPT, Result, Source, Visit, metrics_of
 from scripts.playground import free_port
 from seesr.progress import ProgressBar
 from tests.replicate_api import ReplicateApi
@@ -68,6 +73,8 @@ def test_every_input_has_a_field_in_its_order() -> None:
     assert field("seed").step is None
     assert field("seed").info.endswith("(0 to 9007199254740991)")
     assert field("num_inference_steps").info == field("num_inference_steps").description, "a slider shows its range"
+    assert (field("num_inference_steps").title, field("color_fix").title) == ("Num inference steps", "Color fix")
+    assert Field("shade", "Shade", "number", minimum=0, maximum=1).step is None, "a slider cannot be empty"
 
 
 def test_several_files_and_an_input_that_nobody_knows() -> None:
@@ -101,6 +108,17 @@ def test_required_and_listed_values() -> None:
         read_values(fields, {"text": ""})
     with pytest.raises(ValueError, match="Sizes must hold one integer a line, got 'one'"):
         read_values(fields, {"text": "a", "sizes": "one"})
+
+
+def test_a_number_without_a_default_is_read_from_text() -> None:
+    assert read_values(FIELDS, {"seed": ""}) == read_values(FIELDS, {"seed": None}) == {}
+    assert read_values(FIELDS, {"seed": " 7 "}) == {"seed": 7}
+    shade = Field("shade", "Shade", "number")
+    assert read_values([shade], {"shade": "0.5"}) == {"shade": 0.5}
+    with pytest.raises(ValueError, match="Seed must be an integer or empty, got '7,5'"):
+        read_values(FIELDS, {"seed": "7,5"})
+    with pytest.raises(ValueError, match="Shade must be a number or empty, got 'nan'"):
+        read_values([shade], {"shade": "nan"})
 
 
 def test_progress_is_read_from_the_bar_that_predict_prints() -> None:
@@ -160,7 +178,7 @@ def test_calls_of_several_files_and_of_replicate(tmp_path: Path) -> None:
 
 def test_text_of_others_is_escaped(tmp_path: Path) -> None:
     metrics = {"tags": ["<b>cat"], "seed": 1, "recoveries": {"out of memory in decode": 2}}
-    result = Result(1, "1", "about", tmp_path, Job({}, {}), metrics, {}, [])
+    result = Result(1, "about", tmp_path, None, Job({}, {}), metrics, {}, [])
     assert "&lt;b&gt;cat" in panels.details(result)
     assert "out of memory in decode (2 ×)" in panels.details(result)
     assert "<script>" not in panels.status(Health(False, "<script>"), "") + panels.notice("<script>", "error")
@@ -170,19 +188,77 @@ def test_metrics_and_labels_of_several_outputs() -> None:
     metrics = {"seed": 1, "tags": ["cat"], "seed_2": 5, "tags_2": [], "predict_time": 3.0}
     assert metrics_of(metrics, 0) == {"seed": 1, "tags": ["cat"], "predict_time": 3.0}
     assert metrics_of(metrics, 1) == {"seed": 5, "tags": []}
-    assert label_of(3, {"seed": 5}, {"fidelity": 0, "seed": 5}) == "3: seed 5, fidelity 0"
 
 
-def test_a_visit_keeps_its_last_results() -> None:
+def add(visit: Visit, job: Job, name: str = "photo.jpg", **metrics: Any) -> Result:
+    """A result as a studio keeps it."""
+    path = visit.new_folder() / "result.png"
+    path.write_bytes(b"")
+    visit.add(result := Result(visit.count, "", path, Source(Path(name)), job, metrics, {}, []))
+    return result
+
+
+def test_results_are_told_apart_by_that_in_which_they_differ() -> None:
+    visit = Visit()
+    first = add(visit, Job({"scale_factor": 2, "fidelity": 0}, {}), seed=5)
+    assert visit.label(first) == "1: seed 5"
+    second = add(visit, Job({"scale_factor": 2, "fidelity": 1, "seed": 5}, {}), seed=5)
+    third = add(visit, Job({"scale_factor": 2}, {}), "cat.png")
+    assert visit.label(first) == "1: photo, fidelity 0, seed 5"
+    assert visit.label(second) == "2: photo, fidelity 1, seed 5"
+    assert visit.label(third) == "3: cat"
+    visit.close()
+
+
+def test_a_visit_keeps_its_last_results_and_all_of_the_newest_request() -> None:
     visit = Visit()
     for _ in range(KEPT + 2):
-        path = visit.new_folder() / "result.png"
-        path.write_bytes(b"")
-        visit.add(Result(visit.count, "", "", path, Job({}, {}), {}, {}, []))
+        add(visit, Job({}, {}))
     assert [result.number for result in visit.results] == [*range(3, KEPT + 3)]
     assert len([*visit.folder.iterdir()]) == KEPT
+    job = Job({}, {})
+    results = [add(visit, job) for _ in range(KEPT + 4)]
+    assert visit.results == results
+    assert all(result.path.exists() for result in results)
+    add(visit, Job({}, {}))
+    assert len(visit.results) == KEPT
     visit.close()
     assert not visit.folder.exists()
+
+
+@pytest.fixture
+def studio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Studio:
+    """For several photographs, without a server."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return Studio(CogClient(lambda: "http://127.0.0.1:1"), ToolboxProcess(), document("BatchPredictor"))
+
+
+def test_a_result_of_several_is_repeated_alone(studio: Studio, tmp_path: Path) -> None:
+    files = [tmp_path / "a.png", tmp_path / "b.png"]
+    for file in files:
+        file.write_bytes(file.name.encode())
+    job = Job({"sample_times": 2, "fidelity": 1}, {"images": [*files]}, metrics={"seed": 1, "seed_2": 2, "seed_3": 3})
+    result = add(studio.visit("one"), job, str(files[1]), seed=3)
+    body = json.loads(run_curl(studio.calls(result)["curl"], tmp_path))
+    assert body == {"input": {"images": ["data:image/png;base64,Yi5wbmc="], "fidelity": 1, "seed": 3}}
+
+
+def test_a_visit_has_one_folder(studio: Studio, tmp_path: Path) -> None:
+    assert studio.visit("one") is studio.visit("one")
+    assert len([*tmp_path.glob("visit-*")]) == 1
+    studio.close()
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_seconds_and_costs_on_replicate_stand_where_the_server_s_are_unknown() -> None:
+    sources = [Source(Path("a.png"), 8, 8), Source(Path("b.png"), 8, 8)]
+    cards = [{"card": "t4", "seconds": 4.0, "dollars": 0.001}, {"card": "h100", "seconds": 1.0, "dollars": 0.003}]
+    size = {"width": 32, "height": 32}
+    unknown = [size | {"seconds": None, "times": 2, "cards": cards}, size | {"seconds": None, "cards": cards}]
+    assert "About <b>3.0 s</b> to <b>12 s</b> on Replicate, $0.0030 to $0.0090" in panels.facts(sources, unknown)
+    known = [found | {"seconds": 1.5} for found in unknown]
+    assert "About <b>3.0 s</b> here" in panels.facts(sources, known)
+    assert "Replicate" not in panels.facts(sources, known) + panels.facts(sources, [{"error": "too large"}, unknown[1]])
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:5000", "ftp://host", "http://", ""])
@@ -253,6 +329,46 @@ def test_a_job_reports_progress_waits_its_turn_and_is_cancelled(client: CogClien
     assert first.ended.wait(30)
     assert second.ended.wait(30)
     assert (first.status, second.status, second.text) == ("canceled", "succeeded", "done")
+
+
+@pytest.mark.parametrize("held", [1, 2], ids=["health", "prediction"])
+def test_a_job_cancelled_before_the_server_knows_it_does_not_run(slow: CogServer, held: int) -> None:
+    """The cancellation comes while the client asks for the server's health, or sends the prediction."""
+    number, here, go = itertools.count(), threading.Event(), threading.Event()
+
+    def address() -> str:
+        if next(number) == held:
+            here.set()
+            go.wait(30)
+        return slow.url
+
+    with CogClient(address).listening() as client:
+        job = started(client, seconds=40)
+        assert here.wait(30)
+        threading.Timer(0.3, go.set).start()
+        client.cancel(job)
+        assert job.ended.wait(30)
+        assert job.status == "canceled"
+        time.sleep(0.5)  # in which a prediction would begin
+        wait_until(lambda: client.health().sentence == "Ready")
+
+
+def test_an_answer_that_is_not_http_is_a_sentence() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def talk() -> None:
+            for _ in range(2):
+                connection, _ = server.accept()
+                with connection:
+                    connection.recv(1000)
+                    connection.sendall(b"SSH-2.0-x\r\n")
+
+        threading.Thread(target=talk, daemon=True).start()
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(OSError, match=r"no HTTP answer: SSH-2\.0-x"):
+            send("GET", url)
+        health = CogClient(lambda: url).health()
+        assert health == Health(False, "The server does not answer (no HTTP answer: SSH-2.0-x)")
 
 
 def test_a_job_that_fails_says_why(client: CogClient) -> None:

@@ -37,12 +37,27 @@ DROP = """([name, kind, data]) => {
     for (const type of ["dragover", "drop"])
         target.dispatchEvent(new DragEvent(type, { bubbles: true, cancelable: true, dataTransfer: transfer }));
 }"""
-PASTE = """([name, kind, data]) => {
+COPY = """async (data) => {
     const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
-    const transfer = new DataTransfer();
-    transfer.items.add(new File([bytes], name, { type: kind }));
-    document.body.dispatchEvent(new ClipboardEvent("paste", { bubbles: true, clipboardData: transfer }));
+    await navigator.clipboard.write([new ClipboardItem({ "image/png": new Blob([bytes], { type: "image/png" }) })]);
 }"""
+CONTRAST = """(selector) => {
+    const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+    const luminance = (color) => {
+        canvas.fillStyle = color;
+        canvas.fillRect(0, 0, 1, 1);
+        const [red, green, blue] = [...canvas.getImageData(0, 0, 1, 1).data].map((value) =>
+            value <= 10 ? value / 255 / 12.92 : ((value / 255 + 0.055) / 1.055) ** 2.4);
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue;
+    };
+    const part = document.querySelector(selector), color = getComputedStyle(part).color;
+    let behind = part;
+    while (behind.parentElement && getComputedStyle(behind).backgroundColor === "rgba(0, 0, 0, 0)")
+        behind = behind.parentElement;
+    const [low, high] = [color, getComputedStyle(behind).backgroundColor].map(luminance).sort((a, b) => a - b);
+    return (high + 0.05) / (low + 0.05);
+}"""
+"""The contrast of a text by WCAG: 4.5 is enough."""
 
 
 def photo(kind: str = "JPEG", size: tuple[int, int] = (64, 48), **options: Any) -> bytes:
@@ -79,9 +94,9 @@ def visit(browser: Browser, url: str, **options: Any) -> Iterator[Page]:
     context.close()
 
 
-def give(page: Page, name: str, content: bytes, script: str = DROP) -> None:
-    """Drop or paste a file, and wait until the page has looked at it."""
-    page.evaluate(script, [name, f"image/{name.rpartition('.')[2]}", base64.b64encode(content).decode()])
+def give(page: Page, name: str, content: bytes) -> None:
+    """Drop a file, and wait until the page has looked at it."""
+    page.evaluate(DROP, [name, f"image/{name.rpartition('.')[2]}", base64.b64encode(content).decode()])
     expect(page.locator("#facts")).to_contain_text(name, timeout=SECONDS)
 
 
@@ -183,6 +198,8 @@ def test_drop_run_compare_download_and_repeat(page: Page, tmp_path: Path) -> Non
     expect(page.locator("#facts")).to_contain_text("64 × 48 → 256 × 192")
     expect(page.locator("#facts")).to_contain_text(re.compile(r"About [\d.]+ s here"), timeout=SECONDS)
     fill(page, "num_inference_steps", "1")
+    page.click("#more > button")
+    expect(page.locator("#input-seed input")).to_have_value("")
     run(page)
     expect(page.locator("#slider img").first).to_be_visible(timeout=SECONDS)
     page.wait_for_function("[...document.querySelectorAll('#slider img')].every((image) => image.naturalWidth)")
@@ -193,6 +210,7 @@ def test_drop_run_compare_download_and_repeat(page: Page, tmp_path: Path) -> Non
     expect(page.locator("#costs tbody tr").first).to_contain_text("$0.0")
 
     result, seed = download(page), seed_of(page)
+    assert seed > 0, "an empty seed is drawn"
     assert Image.open(io.BytesIO(result)).size == (256, 192)
     asked = {"image": data_uri(small), "num_inference_steps": 1, "seed": seed}
     assert ask_server(page, asked) == result, "the server's bytes"
@@ -260,13 +278,20 @@ def test_a_damaged_file_is_named_and_the_form_keeps_its_values(page: Page) -> No
 
 
 def test_the_sentence_of_what_cannot_be_comes_before_running(page: Page) -> None:
+    sentence, problem = "target_long_side must be 1 to 8 times", page.locator("#problem [role=alert]")
     give(page, "photo.jpg", photo())
     fill(page, "target_long_side", "5000")
-    expect(page.locator("#facts")).to_contain_text("target_long_side must be 1 to 8 times", timeout=SECONDS)
+    expect(page.locator("#facts")).to_contain_text(sentence, timeout=SECONDS)
     page.click("#run")
-    expect(page.locator("#problem [role=alert]")).to_contain_text(
-        "target_long_side must be 1 to 8 times", timeout=SECONDS
-    )
+    expect(problem).to_contain_text(sentence, timeout=SECONDS)
+    expect(page.locator("#facts")).not_to_contain_text(sentence)
+    fill(page, "target_long_side", "0")
+    expect(problem).not_to_be_visible()
+    steps = page.locator("#input-num_inference_steps input[type=number]")
+    steps.fill("9")
+    steps.press("Control+Enter")
+    expect(problem).to_have_text("num_inference_steps: 9 is greater than the maximum of 4", timeout=SECONDS)
+    expect(page.locator(".toast-body")).to_have_count(0)
 
 
 def test_a_run_shows_its_stage_and_is_cancelled(page: Page) -> None:
@@ -288,12 +313,25 @@ def test_a_run_shows_its_stage_and_is_cancelled(page: Page) -> None:
     expect(page.locator("#run")).to_be_enabled(timeout=SECONDS)
 
 
-def test_a_pasted_photograph_replaces_an_example(page: Page) -> None:
+def test_a_pasted_photograph_is_removed_and_the_webcam_gives_another(page: Page) -> None:
     page.locator("#examples button").first.click()
     expect(page.locator("#facts")).to_contain_text("animal.jpg 112 × 75", timeout=SECONDS)
-    give(page, "pasted.png", photo("PNG"), PASTE)
-    expect(page.locator("#facts")).to_contain_text("pasted.png 64 × 48")
+    page.context.grant_permissions(["clipboard-read", "clipboard-write", "camera"])
+    page.evaluate(COPY, base64.b64encode(photo("PNG")).decode())
+    page.click("h1")
+    page.keyboard.press("Control+v")
+    expect(page.locator("#facts")).to_contain_text("image.png 64 × 48", timeout=SECONDS)
     expect(page.locator("#facts")).not_to_contain_text("animal.jpg")
+    page.get_by_label("Remove Image").click()
+    expect(page.locator("#facts")).not_to_contain_text("image.png")
+    page.wait_for_timeout(500)
+    page.click("#run")
+    expect(page.locator("#problem")).to_contain_text("There is no photograph yet", timeout=SECONDS)
+    page.get_by_label("Capture from camera").click()
+    page.get_by_text("Click to Access Webcam").click()
+    page.wait_for_function("document.querySelector('#input-image video').videoWidth > 0")
+    page.get_by_label("capture photo").click()
+    expect(page.locator("#facts")).to_contain_text(re.compile(r"image.png \d{3,} × \d{3,} →"), timeout=SECONDS)
 
 
 def test_a_chosen_file_keeps_its_bytes_and_orientation(page: Page, tmp_path: Path) -> None:
@@ -332,6 +370,18 @@ def test_two_results_of_the_visit_are_compared(page: Page) -> None:
     page.locator("#strip button.thumbnail-item").nth(1).click()
     expect(page.locator("#right input")).to_have_value(re.compile("^1: "))
     page.wait_for_function(f"document.querySelector('#details code').innerText != '{first}'")
+    give(page, "large.jpg", photo(size=(200, 150)))
+    fill(page, "scale_factor", "8")
+    start(page)
+    page.click("#left input")
+    page.keyboard.press("Escape")
+    page.get_by_label("Fullscreen").click()
+    page.keyboard.press("Escape")
+    page.wait_for_timeout(500)
+    expect(page.locator("#progress")).not_to_contain_text("Cancelling")
+    page.locator("h1").click()
+    page.keyboard.press("Escape")
+    expect(page.locator("#problem")).to_contain_text("Cancelled.", timeout=SECONDS)
 
 
 def test_a_narrow_window_and_the_dark_scheme(browser: Browser, playground: Playground) -> None:
@@ -346,6 +396,8 @@ def test_a_narrow_window_and_the_dark_scheme(browser: Browser, playground: Playg
                 assert box
                 assert box["x"] >= 0
                 assert box["x"] + box["width"] <= 390
+            for text in ("#run", ".hint", "#facts li span", "#details dt", "#inputs [class*=info]"):
+                assert page.evaluate(CONTRAST, text) >= 4.5, f"{text} in the {scheme} scheme"
             light.append(page.evaluate("getComputedStyle(document.body).backgroundColor"))
     assert light[0] != light[1]
 
@@ -423,7 +475,7 @@ def test_another_cog_server_and_an_input_that_nobody_knows(browser: Browser, tmp
         expect(page.locator("#problem")).to_contain_text(f"{len(photo())} bytes, 0.25, b", timeout=SECONDS)
 
 
-def test_several_photographs_on_replicate(browser: Browser) -> None:
+def test_several_photographs_on_replicate(browser: Browser, tmp_path: Path) -> None:
     with ReplicateApi(predictor="predict.py:BatchPredictor") as api:
         api.add_model("owner", "many")
         api.add_version("owner", "many")
@@ -431,7 +483,11 @@ def test_several_photographs_on_replicate(browser: Browser) -> None:
             give(page, "first.jpg", photo())
             about = PngImagePlugin.PngInfo()
             about.add_text("Comment", random.Random(1).randbytes(200_000).hex())
-            give(page, "second.png", photo("PNG", (40, 56), pnginfo=about))  # above what goes as a data URI
+            second = photo("PNG", (40, 56), pnginfo=about)  # above what goes as a data URI
+            give(page, "second.png", second)
+            expect(page.locator("#facts")).to_contain_text(
+                re.compile(r"About [\d.]+ s to [\d.]+ s on Replicate, \$0\.0")
+            )
             expect(page.locator("#facts li")).to_have_count(2)
             expect(page.locator("#facts")).to_contain_text("40 × 56 → 160 × 224", timeout=SECONDS)
             fill(page, "num_inference_steps", "1")
@@ -445,6 +501,11 @@ def test_several_photographs_on_replicate(browser: Browser) -> None:
             page.locator("#strip button.thumbnail-item").first.click()
             expect(page.locator("#details")).to_contain_text("160 × 224")
             assert download(page) == files[1]
+            (tmp_path / "second.png").write_bytes(second)
+            command = [sys.executable, "-c", copied_call(page, "Python")]
+            subprocess.run(command, cwd=tmp_path, env=os.environ | api.env, check=True)
+            assert [path.name for path in tmp_path.glob("result*")] == ["result-1.png"]
+            assert (tmp_path / "result-1.png").read_bytes() == files[1], "the second alone, with its own seed"
             assert api.token not in page.content()
             fill(page, "scale_factor", "8")
             fill(page, "num_inference_steps", "4")
