@@ -13,7 +13,7 @@ from typing import Any, Optional
 
 from cog import BasePredictor, Input, Path
 
-from seesr.locate import FULL, default_bundle, is_bundle
+from seesr import locate
 from seesr.settings import Settings, check_upload
 
 ROOT = FilePath(__file__).resolve().parent
@@ -159,11 +159,8 @@ class BatchPredictor(Predictor):
 
 def choose_bundle() -> FilePath:
     """SEESR_WEIGHTS if set; else the full bundle where it exists; else the embedded one, with a warning."""
-    asked = os.environ.get("SEESR_WEIGHTS")
-    bundle = ROOT / asked if asked else default_bundle(ROOT)
-    if asked and not is_bundle(bundle):
+    bundle = locate.choose_bundle(ROOT)
+    if (asked := os.environ.get("SEESR_WEIGHTS")) and not locate.is_bundle(bundle):
         advice = "make it with scripts/download.py and scripts/convert.py (README.md), or unset it for the embedded one"
         raise RuntimeError(f"SEESR_WEIGHTS names {asked}, where no bundle is: {advice}")
-    if not asked and bundle != ROOT / FULL:
-        logging.warning("Using the small embedded bundle: %s is missing. README.md says how to get the full model.", FULL)
     return bundle

@@ -98,7 +98,8 @@ class Runner:
             if before["status"] in ENDED:
                 return
             new = {name: news[name] for name in ("status", "logs", "error") if name in news}
-            new["started_at"] = view["started_at"] or now()
+            if new["status"] != "canceled":  # while it was queued: it has never started
+                new["started_at"] = view["started_at"] or now()
             if ended := new["status"] in ENDED:
                 new |= {"completed_at": now(), "output": self._files(view["id"], news.get("output"))}
                 seconds = time.time() - datetime.datetime.fromisoformat(view["created_at"]).timestamp()

@@ -50,7 +50,7 @@ class TeacherLoss:
     prompt with the resized input as the target. `features` needs the packages of `scripts/setup eval`.
     """
 
-    GRADIENT, FEATURES, CONTRAST, GRAIN, HARM, RAW, RECONSTRUCTION = 0.3, 0.5, 0.5, 0.1, 2.0, 0.05, 0.3
+    GRADIENT, FEATURES, CONTRAST, GRAIN, HARM, RAW, RECONSTRUCTION = 1.0, 0.04, 2.0, 0.05, 0.1, 0.05, 0.3
     """Weights. HARM compares with the original, GRAIN with the texture; without them BRISQUE and PSNR get worse."""
     FIRST = 0.83
 

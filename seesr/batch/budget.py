@@ -10,7 +10,9 @@ TYPICAL_SIZE: Size = (1024, 1024)
 
 
 class Budget:
-    """Dollars spent and expected, for one thread. `price` is in dollars a second, `gpu` a name of seesr.cost.CARDS.
+    """Dollars of one run, spent and expected, for one thread.
+
+    `price` is in dollars a second, 0 if not known; `gpu` is a name of seesr.cost.CARDS.
 
     What a prediction takes is estimated for the full model, and corrected by what those before it took.
     """
@@ -21,8 +23,8 @@ class Budget:
         self._estimated = self._taken = 0.0
 
     def estimate(self, job: Job) -> float:
-        """Dollars by the card's speed alone; 0 for an image that the model will refuse, or without a ceiling."""
-        if self.ceiling is None:
+        """Dollars by the card's speed alone; 0 for an image that the model will refuse, or without a price."""
+        if not self.price:
             return 0.0
         try:
             return self.price * cost.estimate(self.gpu, job.size or TYPICAL_SIZE, self.settings).seconds
@@ -48,5 +50,5 @@ class Budget:
         """Why the run stops, as a sentence."""
         return (
             f"the next image may cost more than is left of --budget ${self.ceiling:.2f} (${self.spent:.4f} spent); "
-            "raise it and run this again: what is done stays done"
+            "raise it, or run this again to spend as much once more: what is done stays done"
         )

@@ -12,7 +12,8 @@ from seesr.batch import plan, work
 from seesr.batch.find import Inputs, shown
 from seesr.batch.job import Job, Options, bundle_id
 from seesr.batch.naming import Naming
-from seesr.batch.report import Report, path_of
+from seesr.batch.progress import say
+from seesr.batch.report import reports_of
 from seesr.sizes import Size
 
 LISTED = 20  # images that are listed by name
@@ -43,12 +44,10 @@ class Predictions:
 
 def dry_run(options: Options, inputs: Inputs, naming: Naming) -> int:
     """List what would be done, and print totals by card. The exit status."""
-    paths = {root: path_of(root, options) for root in inputs.roots}
-    by_path = {path: Report(path) for path in paths.values()}
-    for report in by_path.values():
+    reports = reports_of(inputs.roots, options)
+    for report in dict.fromkeys(reports.values()):
         report.load()
-    reports = {root: by_path[path] for root, path in paths.items()}
-    planned = plan.Plan(options, inputs, naming, reports, _model(options))
+    planned = plan.Plan(options, inputs, naming, reports, model := _model(options))
     found, totals, predictions = Counts(), Counter[str](), Predictions(options)
     for job in planned.jobs():
         seconds = {} if job.size is None else predictions.seconds(job.size)
@@ -64,7 +63,11 @@ def dry_run(options: Options, inputs: Inputs, naming: Naming) -> int:
         print(json.dumps(asdict(found) | {"megapixels": round(found.megapixels, 3), "cards": cards}))
     else:
         print(*_lines(found, totals), sep="\n")
-    return 0
+    if found.skipped and model is None:
+        say("results of other models and versions count as done here; the run makes them again")
+    for sentence in planned.notes:
+        say(sentence)
+    return 1 if inputs.unreadable else 0
 
 
 @dataclass
@@ -83,8 +86,10 @@ class Counts:
 
 
 def _model(options: Options) -> str | None:
-    """The model as rows name it, where it is known without asking others."""
-    return bundle_id(work.choose_bundle(options.bundle)) if options.engine != "replicate" else None
+    """The model as rows name it, where it is known without asking Replicate."""
+    if options.engine == "replicate":
+        return options.model if ":" in (options.model or "") else None
+    return bundle_id(work.choose_bundle(options.bundle))
 
 
 def _rounded(side: int) -> int:

@@ -1,7 +1,10 @@
 """Local files and those at addresses such as s3://bucket/photo.jpg: list, read, write whole."""
 
+import functools
+import glob
 import os
 import re
+import secrets
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +13,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")  # two letters at least: C:// is a drive
+_PASSWORD = re.compile(r"(?<=://)[^/@]*:[^/]*@")
+MAGIC = re.compile(r"[*?[]")
 PART_START, PART_END = ".seesr-", ".part"  # of the name of a file that is not whole
 HEADER_BYTES = 2**16  # that one request for the beginning of a file asks for
 _MODIFIED = ("LastModified", "last_modified", "mtime", "updated")  # as file systems of fsspec call it
@@ -25,6 +30,30 @@ class Stat(NamedTuple):
 def is_address(name: str) -> bool:
     """Whether fsspec is asked for a file, and not the operating system."""
     return bool(_ADDRESS.match(name))
+
+
+def place_of(name: str) -> str:
+    """A path in full; an address as it is. ValueError for an address that is a chain, or that holds a password."""
+    name = name.removeprefix("file://")
+    if "://" in name and not name.startswith("/"):
+        if _PASSWORD.search(name):  # the report and messages would tell it
+            came = f"got {_PASSWORD.sub('...@', name)}; set a variable such as FSSPEC_FTP_PASSWORD"
+            raise ValueError(f"an address must be without a password, {came}")
+        if "::" in name:
+            raise ValueError(f"an address must name one storage, without ::, got {name}; unpack or copy it first")
+    return name.rstrip("/") if is_address(name) else os.path.abspath(name)
+
+
+@functools.cache
+def real_folder(name: str) -> str:
+    """The path of a folder without links; an address as it is. The storage is asked once."""
+    return name if is_address(name) else os.path.realpath(name)
+
+
+def real_place(name: str) -> str:
+    """Equal for names of one file, whatever links lead to its folder. The file may be a link itself."""
+    folder, last = os.path.split(name)
+    return name if is_address(name) or real_folder(folder) == folder else os.path.join(real_folder(folder), last)
 
 
 def file_system(address: str) -> tuple[Any, str]:
@@ -78,13 +107,16 @@ def find(address: str) -> Iterator[tuple[str, Stat]]:
     """All files below an address, by name."""
     system, path = file_system(address)
     for name, info in sorted(system.find(path, detail=True).items()):
-        yield address.removesuffix(path) + name, stat_of(info)
+        yield address + name[len(path) :], stat_of(info)
 
 
-def match(address: str) -> list[tuple[str, bool]]:
-    """What the pattern of an address fits, by name: addresses, and whether each is a folder."""
-    system, path = file_system(address)
-    return [(address.removesuffix(path) + name, system.isdir(name)) for name in sorted(system.glob(path))]
+def match(pattern: str) -> list[tuple[str, bool]]:
+    """What a pattern fits, by name, and whether each is a folder."""
+    if not is_address(pattern):
+        return [(name, os.path.isdir(name)) for name in sorted(glob.glob(pattern, recursive=True))]
+    system, path = file_system(pattern)
+    start, before = MAGIC.split(pattern)[0], MAGIC.split(path)[0]
+    return [(start + name[len(before) :], system.isdir(name)) for name in sorted(system.glob(path))]
 
 
 def is_folder(name: str) -> bool:
@@ -118,13 +150,12 @@ def write_whole(name: str) -> Iterator[BinaryIO]:
     if is_address(name):
         yield from _upload(name)
         return
-    handle, part = tempfile.mkstemp(PART_END, PART_START, os.path.dirname(name) or ".")
+    part = os.path.join(os.path.dirname(name), f"{PART_START}{secrets.token_hex(8)}{PART_END}")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with open(part, "xb") as file:  # unlike those of tempfile it gets the rights that the umask leaves
             yield file
             file.flush()
             os.fsync(file.fileno())  # a full disk behind a network may be told only here
-        os.chmod(part, 0o644)
         os.replace(part, name)
     finally:
         Path(part).unlink(missing_ok=True)

@@ -1,13 +1,12 @@
 """Which images the paths of a command line name: files, folders with all below, patterns, addresses."""
 
-import glob
 import os
-import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from seesr.batch import files, report
+from seesr.batch import files, lock, report
+from seesr.batch.files import place_of
 from seesr.batch.job import Options
 from seesr.batch.naming import Naming
 
@@ -15,8 +14,6 @@ _ENDINGS = """jpg jpeg jpe jfif png apng webp avif heic heif hif tif tiff bmp di
     ppm pgm pbm pnm pam"""
 ENDINGS = frozenset(f".{ending}" for ending in _ENDINGS.split())
 """Of the files that are taken from a folder. One that is given by name may have any."""
-
-_MAGIC = re.compile(r"[*?[]")
 
 
 class Found(NamedTuple):
@@ -44,35 +41,38 @@ class Match(NamedTuple):
 class Inputs:
     """What the paths of the options name. Raises ValueError for a path that names nothing.
 
-    `unreadable` holds a sentence for each folder that could not be looked into, once it was met.
+    `find` fills `unreadable`, a sentence for each folder that could not be looked into; `left_out`, files that look
+    like results though no report names them, or that were given by name; and `links`, files that are links.
     """
 
     def __init__(self, options: Options, naming: Naming) -> None:
         self.out = options.out and place_of(options.out)
         self.unreadable: list[str] = []
+        self.left_out, self.links = set[str](), set[str]()
         self._naming, self._dry_run = naming, options.dry_run
         self._matches = [match for path in options.paths for match in _matches(path)]
         self._several = sum(match.is_folder for match in self._matches) > 1
         self._output = options.output and place_of(options.output)
-
-    @property
-    def roots(self) -> list[str]:
+        self.roots = list(dict.fromkeys(self._root(match) for match in self._matches))
         """Where reports stand, each once."""
-        return list(dict.fromkeys(self._root(match) for match in self._matches))
 
     @property
     def is_one_file(self) -> bool:
         return len(self._matches) == 1 and not self._matches[0].is_folder
 
-    def find(self, results: Collection[str]) -> Iterator[Found]:
-        """The images, each once; `results` are known results of earlier runs, which are none."""
-        seen: set[str] = set()
-        by_name = [match for match in self._matches if not match.is_folder]
+    def find(self, reports: Mapping[str, report.Report]) -> Iterator[Found]:
+        """The images, each once. Results that the reports of the roots name, or those below them, are none."""
+        seen, results = set[str](), {files.real_place(name) for one in reports.values() for name in one.outputs}
+        by_name = [match.name for match in self._matches if not match.is_folder]
         made = self._made_of_each_other(by_name, results) if len(self._matches) > 1 else set()
+        self.left_out |= made
+        self.links.update(name for name in by_name if os.path.islink(name))
         for match in self._matches:
-            for found in self._below(match, results) if match.is_folder else [self._one(match)]:
-                if found.name not in seen and found.name not in made:
-                    seen.add(found.name)
+            one = Found(match.name, match.base, self._root(match))
+            for found in self._below(match, reports, results) if match.is_folder else [one]:
+                place = files.real_place(found.name)
+                if place not in seen and place not in made:
+                    seen.add(place)
                     yield found
 
     def _root(self, match: Match) -> str:
@@ -80,42 +80,42 @@ class Inputs:
             return self.out or match.name
         return parent_of(self._output) if self._output else match.base
 
-    def _one(self, match: Match) -> Found:
-        return Found(match.name, match.base, self._root(match))
-
-    def _made_of_each_other(self, matches: Sequence[Match], results: Collection[str]) -> set[str]:
-        """Of files given by name, such as those of a shell's pattern: those that are results of earlier runs."""
+    def _made_of_each_other(self, names: Sequence[str], results: Collection[str]) -> set[str]:
+        """Places of files given by name, such as those of a shell's pattern, that are results of earlier runs."""
         folders: dict[str, list[str]] = {}
-        for match in matches:
-            folders.setdefault(parent_of(match.name), []).append(match.name.rpartition("/")[2])
-        made = {match.name for match in matches if match.name in results}
-        for folder, names in folders.items() if self.out is None else ():
-            made |= {files.join(folder, name) for name in self._naming.results_among(names)}
+        for place in map(files.real_place, names):
+            folders.setdefault(parent_of(place), []).append(place.rpartition("/")[2])
+        made = {place for place in map(files.real_place, names) if place in results}
+        for folder, lasts in folders.items() if self.out is None else ():
+            made |= {files.join(folder, last) for last in self._naming.results_among(lasts)}
         return made
 
-    def _below(self, match: Match, results: Collection[str]) -> Iterator[Found]:
+    def _below(self, match: Match, reports: Mapping[str, report.Report], results: set[str]) -> Iterator[Found]:
         """The images of a folder and the folders in it: no hidden ones, nothing in `out`, no results."""
         base, root = parent_of(match.name) if self._several else match.name, self._root(match)
         for folder, names in self._addresses(match.name) if files.is_address(match.name) else self._folders(match.name):
             images = [name for name in names if _has_ending(name) and not name.startswith(".")]
             made = self._naming.results_among(images) if self._is_written(folder) else set()
-            others = self._others(folder, root) if report.NAME in names else ()
+            if not files.is_address(folder) and files.real_folder(folder) != files.real_folder(root):
+                results.update(map(files.real_place, self._others(folder, names, reports[root])))
             for name in images:
-                place = files.join(folder, name)
-                if name not in made and place not in results and place not in others:
-                    yield Found(place, base, root, names[name])
+                found = Found(files.join(folder, name), base, root, names[name])
+                if (place := files.real_place(found.name)) in results:
+                    continue
+                if name in made:
+                    self.left_out.add(place)
+                else:
+                    yield found
 
     def _is_written(self, folder: str) -> bool:
         """Whether results may stand in a folder of inputs."""
-        return self.out is None or _is_in(folder, self.out)
+        return self.out is None or _is_in(files.real_folder(folder), files.real_folder(self.out))
 
-    def _others(self, folder: str, root: str) -> Collection[str]:
-        """The results that the report of another run on a folder below names. StoppedError if that run goes on."""
-        if folder == root or files.is_address(folder):
-            return ()
-        if not self._dry_run and self._is_written(folder):
-            report.check_free(Path(folder))
-        return report.outputs_in(Path(folder, report.NAME))
+    def _others(self, folder: str, names: Listed, ours: report.Report) -> Collection[str]:
+        """The results that another report in a folder below names. StoppedError if its run goes on."""
+        if lock.NAME in names and self._is_written(folder) and not self._dry_run:
+            lock.check_free(folder)
+        return ours.adopt(Path(folder, report.NAME)) if report.NAME in names else ()
 
     def _addresses(self, top: str) -> Iterator[tuple[str, Listed]]:
         """Folders below an address, and the files in them."""
@@ -133,20 +133,21 @@ class Inputs:
             seen = {os.path.realpath(self.out)} - {os.path.realpath(top)}
         while waiting or links:
             folder = waiting.pop() if waiting else links.pop()
-            real = os.path.realpath(folder)
+            real = files.real_folder(folder)
             if real in seen:
                 continue
             seen.add(real)
             try:
                 with os.scandir(folder) as entries:
-                    listed = sorted(entries, key=lambda entry: entry.name)
+                    listed = [(entry, *_kind(entry)) for entry in sorted(entries, key=lambda entry: entry.name)]
             except OSError as error:
                 self.unreadable.append(f"{shown(folder)} cannot be read ({error.strerror}) and is left out")
                 continue
-            yield folder, {entry.name: None for entry in listed if not entry.is_dir()}
-            below = [entry for entry in reversed(listed) if entry.is_dir() and not entry.name.startswith(".")]
-            waiting += [entry.path for entry in below if not entry.is_symlink()]
-            links += [entry.path for entry in below if entry.is_symlink()]
+            self.links.update(entry.path for entry, is_folder, is_link in listed if is_link and not is_folder)
+            yield folder, {entry.name: None for entry, is_folder, _ in listed if not is_folder}
+            below = [one for one in reversed(listed) if one[1] and not one[0].name.startswith(".")]
+            waiting += [entry.path for entry, _, is_link in below if not is_link]
+            links += [entry.path for entry, _, is_link in below if is_link]
 
 
 def shown(name: str) -> str:
@@ -159,27 +160,23 @@ def parent_of(name: str) -> str:
     return name.rpartition("/")[0] if files.is_address(name) else os.path.dirname(name)
 
 
-def place_of(name: str) -> str:
-    """A path in full; an address as it is."""
-    if name.startswith("file://"):
-        name = name.removeprefix("file://")
-    return name.rstrip("/") if files.is_address(name) else os.path.abspath(name)
+def _kind(entry: os.DirEntry) -> tuple[bool, bool]:
+    """Whether an entry is a folder, and whether it is a link. One that cannot be followed is neither."""
+    try:
+        return entry.is_dir(), entry.is_symlink()
+    except OSError:
+        return False, False
 
 
 def _matches(path: str) -> Iterator[Match]:
-    """The files and folders that a path or a pattern names."""
+    """The files and folders that a path, an address or a pattern names."""
     place = place_of(path)
-    if files.is_address(place):
-        yield from _matching_addresses(place)
-        return
-    if os.path.isdir(place):
+    if files.is_folder(place):
         yield Match(place, True, place)
-    elif os.path.exists(place):
-        yield Match(place, False, os.path.dirname(place))
-    elif _MAGIC.search(path):
-        base = _MAGIC.split(place)[0].rpartition("/")[0]
-        found = [(name, os.path.isdir(name)) for name in sorted(glob.glob(place, recursive=True))]
-        yield from _images_among(path, base, found)
+    elif files.exists(place) or os.path.exists(place):  # a device, say
+        yield Match(place, False, parent_of(place))
+    elif files.MAGIC.search(path):
+        yield from _images_among(path, files.MAGIC.split(place)[0].rpartition("/")[0], files.match(place))
     else:
         raise ValueError(f"PATH must be a file, a folder, a pattern or an address, got {path!r} ({_fault(place)})")
 
@@ -201,17 +198,6 @@ def _fault(place: str) -> str:
     except (OSError, ValueError) as error:
         return getattr(error, "strerror", None) or str(error)
     return "it came just now"
-
-
-def _matching_addresses(place: str) -> Iterator[Match]:
-    if _MAGIC.search(place):
-        yield from _images_among(place, _MAGIC.split(place)[0].rpartition("/")[0], files.match(place))
-    elif files.is_folder(place):
-        yield Match(place, True, place)
-    elif files.exists(place):
-        yield Match(place, False, parent_of(place))
-    else:
-        raise ValueError(f"PATH must be a file, a folder, a pattern or an address, got {place!r} (nothing is there)")
 
 
 def _has_ending(name: str) -> bool:

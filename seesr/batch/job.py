@@ -14,6 +14,10 @@ class StoppedError(Exception):
     """Why the run as a whole cannot go on: a whole sentence for the user. A bad image is no reason."""
 
 
+class CanceledError(BaseException):
+    """Ends the work on an image of a run that is stopped. No handler of bad images takes it."""
+
+
 @dataclass(frozen=True)
 class Job:
     """One image to do. `input` and `output` are paths, or addresses such as s3://bucket/name.jpg."""
@@ -39,6 +43,8 @@ class Row(TypedDict, total=False):
     error: str
     """Why there is no result: one sentence."""
     output: str
+    output_bytes: int
+    """Rows of earlier versions lack it."""
     width: int
     height: int
     seconds: float
@@ -68,7 +74,7 @@ class Options:
     output: str | None = None
     """The file for the result of the only input."""
     report: Path | None = None
-    """Where all rows go. None: to report.jsonl in each job's root, or here where the root is an address."""
+    """Where all rows go. None: to report.jsonl in each job's root; for an address here, and a copy there."""
     name: str | None = None
     engine: str = "local"
     force: bool = False
@@ -95,6 +101,11 @@ class Engine(Protocol):
 
     def __init__(self, options: Options) -> None:
         """Check what is needed. Raises StoppedError with one sentence."""
+        ...
+
+    @property
+    def cost(self) -> float | None:
+        """Dollars so far, those of work without a row too. None where nothing is paid or no price is known."""
         ...
 
     def run(self, jobs: Iterable[Job]) -> Iterator[Row]:

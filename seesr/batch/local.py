@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from seesr.batch import work
-from seesr.batch.job import Job, Options, Row, bundle_id
+from seesr.batch.job import CanceledError, Job, Options, Row, bundle_id
 
 if TYPE_CHECKING:
     from seesr.pipeline import Result, SeeSR
@@ -22,15 +22,13 @@ UNKNOWN = 12.0  # megapixels that an image of unknown size counts as
 BEHIND = 64.0  # megapixels of results that wait to be written: at most 0.6 GB with 16 bits
 
 
-class Cancelled(BaseException):
-    """Ends the work on an image of a run that was stopped."""
-
-
 class LocalEngine:
     """See seesr.batch.job.Engine. `overlap` False reads, computes and writes one after the other.
 
     `seesr` is the bundle's model where it is loaded already.
     """
+
+    cost = None
 
     def __init__(self, options: Options, overlap: bool = True, seesr: "SeeSR | None" = None) -> None:
         self._options, self._overlap, self._seesr = options, overlap, seesr
@@ -69,7 +67,7 @@ class LocalEngine:
         readers, writers = ThreadPoolExecutor(READERS), ThreadPoolExecutor(WRITERS)
         try:
             self._upscale_all(self._read_ahead(jobs, readers), writers)
-        except Cancelled:
+        except CanceledError:
             pass
         except BaseException as error:  # goes to the main thread
             self._rows.put(error)
@@ -114,7 +112,7 @@ class LocalEngine:
     def _write(self, job: Job, opened: work.Opened, result: "Result", megapixels: float) -> None:
         try:
             self._rows.put(work.write(job, opened, result, self._options.settings, self._check))
-        except Cancelled:
+        except CanceledError:
             pass
         except ValueError as error:
             self._rows.put(work.failed(job, error))
@@ -138,7 +136,7 @@ class LocalEngine:
 
     def _check(self, *_: object) -> None:
         if self._stopped.is_set():
-            raise Cancelled
+            raise CanceledError
 
     def _stop(self) -> None:
         self._stopped.set()

@@ -80,7 +80,12 @@ def _parser() -> Parser:
     add("--ray-address", metavar="ADDRESS", help="of a running Ray cluster (default: one is started here)")
     add("--model", metavar="OWNER/NAME[:VERSION]", help="a model on Replicate")
     add("--deployment", metavar="OWNER/NAME", help="a deployment on Replicate")
-    add("--budget", type=_number(float, 0, math.inf), metavar="DOLLARS", help="Replicate: take no new work beyond it")
+    add(
+        "--budget",
+        type=_number(float, 0, math.inf),
+        metavar="DOLLARS",
+        help="Replicate: what predictions of this run may cost; setup and idle time of private models come on top",
+    )
     inputs = parser.add_argument_group("inputs of the model")
     for row in INPUTS:
         _add_input(inputs, row)
@@ -122,8 +127,10 @@ def _number(to: type[int] | type[float], low: float, high: float) -> Callable[[s
 
 
 def _joined(arguments: Sequence[str]) -> list[str]:
-    """`--concurrency 1 4` as one word: argparse would take the path behind it for a number too."""
-    text = "\0".join(["", *arguments])
+    """Without what argparse misreads: `--concurrency 1 4` is one word, and no path after `--` begins with a dash."""
+    end = list(arguments).index("--") if "--" in arguments else len(arguments)
+    paths = [f"./{path}" if path.startswith("-") else path for path in arguments[end + 1 :]]
+    text = "\0".join(["", *arguments[:end], *paths])
     return re.sub(r"\0--concurrency\0(\d+)(?:\0(\d+))?(?=\0|$)", r"\0--concurrency=\1,\2", text).split("\0")[1:]
 
 

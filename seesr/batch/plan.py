@@ -2,16 +2,18 @@
 
 import os
 import stat as modes
+import unicodedata
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
 from seesr import images, sizes
-from seesr.batch import files
-from seesr.batch.find import Found, Inputs, parent_of, place_of, shown
+from seesr.batch import files, lock
+from seesr.batch.files import place_of
+from seesr.batch.find import Found, Inputs, parent_of, shown
 from seesr.batch.job import Job, Options
 from seesr.batch.naming import Naming
-from seesr.batch.report import Report, hash_of, settings_of
+from seesr.batch.report import Report, hash_of, model_key, settings_of
 from seesr.batch.work import unwritable
 
 CHUNK = 1000  # images whose headers are read, and which are sorted, at a time
@@ -27,9 +29,9 @@ class Plan:
     def __init__(
         self, options: Options, inputs: Inputs, naming: Naming, reports: Mapping[str, Report], model: str | None
     ) -> None:
-        self._options, self._inputs, self._naming, self._reports = options, inputs, naming, reports
-        self._done_by = None if model is None else hash_of(settings_of(options.settings), model)
-        self.found = list(inputs.find(set().union(*(report.outputs for report in reports.values()))))
+        self._options, self.inputs, self._naming, self._reports = options, inputs, naming, reports
+        self._settings, self._model = hash_of(settings_of(options.settings)), model and model_key(model)
+        self.found = list(inputs.find(reports))
         self.waiting: dict[str, Job] = {}
         """Jobs that were given out, by input. Who gets their rows takes them out."""
         self.skipped = 0
@@ -38,6 +40,7 @@ class Plan:
         for root in inputs.roots:
             self._prepare(root)
         self._stopped = False
+        self._folds_case = any(os.path.exists(os.path.join(root, lock.NAME.upper())) for root in inputs.roots)
         self._check()
 
     def stop(self) -> None:
@@ -45,15 +48,26 @@ class Plan:
         self._stopped = True
 
     @property
-    def unreadable(self) -> list[str]:
-        """A sentence on each folder that could not be looked into."""
-        return self._inputs.unreadable
+    def notes(self) -> list[str]:
+        """What to tell of the inputs, in sentences: what could not be read, what is left out, that there are none."""
+        notes = list(self.inputs.unreadable)
+        if left := len(self.inputs.left_out):
+            notes.append(f"{left} results of earlier runs are left out; give one alone to upscale it again")
+        return notes if self.found else [*notes, f"found no images in {' '.join(self._options.paths)}"]
 
     @property
     def total_megapixels(self) -> float:
         """Of all results: of the jobs given out, and of the rest as if it were like them."""
         seen = self._planned + self.skipped
         return self._megapixels * len(self.found) / seen if seen else 0.0
+
+    @property
+    def by_another_model(self) -> int:
+        """How many results another model made, which are made again."""
+        if self._options.force or self._model is None:
+            return 0
+        done_by = self._settings, self._model
+        return sum(self._reports[one.root].is_by_another(one.name, self.output_of(one), *done_by) for one in self.found)
 
     def jobs(self) -> Iterator[Job]:
         """What is to be done. Of each thousand images the largest come first, so that equal sizes follow each other."""
@@ -76,9 +90,9 @@ class Plan:
         if self._options.output:
             return place_of(self._options.output)
         folder, _, name = found.name.rpartition("/")
-        if self._inputs.out:
+        if self.inputs.out:
             below = found.name[len(found.base) :].strip("/").rpartition("/")[0]
-            folder = files.join(self._inputs.out, below) if below else self._inputs.out
+            folder = files.join(self.inputs.out, below) if below else self.inputs.out
         return files.join(folder or "/", self._naming.output(name))
 
     def _job(self, found: Found) -> Job | None:
@@ -88,7 +102,7 @@ class Plan:
         except (OSError, ValueError):
             stat = files.Stat(0, None)
         job = Job(found.name, self.output_of(found), found.root, stat.bytes, stat.modified)
-        if not self._options.force and self._reports[found.root].is_done(job, self._done_by):
+        if not self._options.force and self._reports[found.root].is_done(job, self._settings, self._model):
             return None
         return Job(job.input, job.output, job.root, job.bytes, job.modified, _read_size(found.name))
 
@@ -97,26 +111,40 @@ class Plan:
             return
         try:
             files.make_folder(folder, root)
+            if not files.is_address(folder):
+                lock.check_free(folder)
             files.remove_leftovers(folder)
         except OSError as error:
             raise unwritable(folder, error) from None
         self._prepared.add(folder)
 
     def _check(self) -> None:
-        """ValueError for the first output that is an input, a folder or another's output."""
-        inputs = {hash(found.name) for found in self.found}  # hashes, since names of a million files are long
+        """ValueError for the first output that is an input or another's output."""
+        inputs = {hash(place) for found in self.found for place in self._places(found)}  # of a million: not the names
         outputs: set[int] = set()
         for found in self.found:
             output = self.output_of(found)
-            key = hash(output)
-            if key in inputs and (other := next((one.name for one in self.found if one.name == output), None)):
+            place = self._place(output)
+            key = hash(place)
+            if key in inputs and (other := next((one.name for one in self.found if place in self._places(one)), None)):
                 whose = "itself" if other == found.name else f"the input {shown(other)}"
                 raise ValueError(f"the result of {shown(found.name)} would overwrite {whose}; {ADVICE}")
             if key in outputs:
-                other = next(one.name for one in self.found if self.output_of(one) == output)
+                other = next(one.name for one in self.found if self._place(self.output_of(one)) == place)
                 both = f"{shown(other)} and {shown(found.name)} would both become {shown(output)}"
                 raise ValueError(f"{both}; {ADVICE}")
             outputs.add(key)
+
+    def _places(self, found: Found) -> Iterator[str]:
+        """What must not be overwritten: an input and, if that is a link, what it leads to."""
+        yield self._place(found.name)
+        if found.name in self.inputs.links:
+            yield self._place(os.path.realpath(found.name))
+
+    def _place(self, name: str) -> str:
+        """Equal for names of one file, whatever links lead there, and in whatever case where that does not count."""
+        place = files.real_place(name)
+        return unicodedata.normalize("NFC", place).casefold() if self._folds_case else place
 
 
 ADVICE = 'name results otherwise, such as --name "{stem}_{ext}_x{scale:g}", or give another --out'

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from seesr.batch.api import ENDED, RefusedError
-from seesr.batch.job import StoppedError
-from seesr.batch.retry import NEVER_SENT, CanceledError, Retry, ServiceError
+from seesr.batch.job import CanceledError, StoppedError
+from seesr.batch.retry import NEVER_SENT, Retry, ServiceError
 
 if TYPE_CHECKING:
     import replicate
@@ -47,13 +47,12 @@ class Predictions:
         self._stopping = Retry(threading.Event(), LAST_PATIENCE)
         self._known: set[str] = set()
 
-    def run(self, inputs: Inputs, on_retry: OnRetry) -> "Prediction":
-        """Create one and wait until it has ended, well or not. `inputs` hold an image and a seed.
+    def finish(self, prediction: "Prediction", on_retry: OnRetry) -> None:
+        """Wait until it has ended, well or not. Where an error is raised, it is canceled.
 
-        Raises StoppedError for a refusal that holds for all, RefusedError for one of these inputs, ServiceError if
-        Replicate does not answer, CanceledError when the run is stopped.
+        Raises StoppedError for one of another version, ServiceError if Replicate does not answer, CanceledError when
+        the run is stopped.
         """
-        prediction = self._create(inputs, on_retry)
         try:
             self._check_version(prediction)
             self._wait(prediction, on_retry)
@@ -62,10 +61,13 @@ class Predictions:
                 self._cancel(prediction)
         if prediction.status != "succeeded" and self.stop.is_set():  # it may have succeeded just before
             raise CanceledError
-        return prediction
 
-    def _create(self, inputs: Inputs, on_retry: OnRetry) -> "Prediction":
-        """A new prediction. Where an answer was lost, the one that Replicate may have made is looked for first."""
+    def create(self, inputs: Inputs, on_retry: OnRetry) -> "Prediction":
+        """A new prediction. Where an answer was lost, the one that Replicate may have made is looked for first.
+
+        `inputs` hold an image and a seed. Raises StoppedError for a refusal that holds for all, RefusedError for one
+        of these inputs, ServiceError if Replicate does not answer, CanceledError when the run is stopped.
+        """
         lost = False
         by: Any = {"deployment": self.deployment} if self.deployment else {"version": self.version}
 
@@ -136,5 +138,6 @@ class Predictions:
     def _cancel(self, prediction: "Prediction") -> None:
         try:
             self._stopping.call(prediction.cancel)
+            self._stopping.call(prediction.reload)  # for the time that is paid
         except (RefusedError, ServiceError) as error:
             log.warning("Prediction %s goes on and costs money: %s.", prediction.id, error)

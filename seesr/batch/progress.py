@@ -18,13 +18,19 @@ SECONDS_BETWEEN_LINES = 60.0  # where no terminal shows a bar
 class Progress:
     """A bar in megapixels of results on a terminal, else a line a minute; and the numbers of the summary.
 
-    `total` gives the megapixels of all results as far as they are known.
+    `total` gives the megapixels of all results as far as they are known, `cost` the dollars so far (Engine.cost).
     """
 
-    def __init__(self, images: int, total: Callable[[], float], stream: TextIO | None = None) -> None:
-        self._images, self._total, self._stream = images, total, stream or sys.stderr
+    def __init__(
+        self,
+        images: int,
+        total: Callable[[], float],
+        cost: Callable[[], float | None] = lambda: None,
+        stream: TextIO | None = None,
+    ) -> None:
+        self._images, self._total, self._cost, self._stream = images, total, cost, stream or sys.stderr
         self._start = self._told = time.monotonic()
-        self.done, self.megapixels, self.cost, self.retries = 0, 0.0, 0.0, 0
+        self.done, self.megapixels, self.retries = 0, 0.0, 0
         self.failed: list[tuple[str, str]] = []
         self.failures = 0
         self._slowest = ("", 0.0)
@@ -36,7 +42,6 @@ class Progress:
 
     def add(self, row: Row) -> None:
         """An image is done or failed."""
-        self.cost += row.get("cost", 0.0)
         self.retries += row.get("retries", 0)
         if "error" in row:
             self.failures += 1
@@ -61,12 +66,14 @@ class Progress:
         found |= {"images_per_hour": round(3600 * self.done / seconds, 1) if seconds else 0.0, "retries": self.retries}
         if self._slowest[0]:
             found["slowest"] = {"input": self._slowest[0], "seconds": self._slowest[1]}
-        return found | ({"cost": round(self.cost, 4)} if self.cost else {})
+        cost = self._cost()
+        return found if cost is None else found | {"cost": round(cost, 4)}
 
     def _show(self) -> None:
-        done = self.done + self.failures
+        done, cost = self.done + self.failures, self._cost()
+        dollars = "" if cost is None else f", ${cost:.2f}"
         self._bar.total = max(self._total(), self.megapixels)
-        self._bar.set_postfix_str(f"{self.done} done, {self.failures} failed", refresh=False)
+        self._bar.set_postfix_str(f"{self.done} done, {self.failures} failed{dollars}", refresh=False)
         self._bar.update(self.megapixels - self._bar.n)
         if not self._is_terminal and time.monotonic() - self._told >= SECONDS_BETWEEN_LINES:
             self._told = time.monotonic()
@@ -75,7 +82,8 @@ class Progress:
             left = took * (total - self.megapixels) / self.megapixels if self.megapixels else 0
             of = f"{self.megapixels:.1f} of {total:.1f} megapixels"
             counts = f"{done} of {self._images} images, {self.failures} failed"
-            print(f"upscale: {of}, {counts}, {took / 60:.0f} minutes, {left / 60:.0f} left", file=self._stream)
+            minutes = f"{took / 60:.0f} minutes, {left / 60:.0f} left"
+            print(f"upscale: {of}, {counts}, {minutes}{dollars}", file=self._stream)
 
 
 def summary_lines(found: dict[str, Any], failed: list[tuple[str, str]]) -> tuple[str, list[str]]:

@@ -1,6 +1,5 @@
 """A connection to a Ray cluster, or one that is started on this machine alone; what its nodes hold."""
 
-import importlib.util
 import logging
 import os
 import secrets
@@ -18,8 +17,6 @@ log = logging.getLogger(__name__)
 
 OBJECT_STORE = 200_000_000
 """Bytes of shared memory of a Ray that is started here. Images never pass through it, only jobs and rows."""
-
-INSTALL = "install it by `scripts/setup ray` or `pip install 'seesr-turbo[ray]'`"
 
 # Environment, read by Ray when it is imported or started. Its processes inherit it.
 QUIET = {
@@ -44,10 +41,9 @@ class Share(NamedTuple):
         return f"{self.cpus} CPUs" + (f" and {self.gpus} GPU" if self.gpus else "")
 
 
-def check_installed() -> None:
-    """Raise StoppedError unless Ray can be imported."""
-    if importlib.util.find_spec("ray") is None:
-        raise StoppedError(f"--engine ray needs Ray; {INSTALL}")
+def describe(error: BaseException) -> str:
+    """An error on one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 @contextmanager
@@ -77,9 +73,8 @@ def connect(address: str | None, packages: Sequence[Path]) -> Iterator[None]:
             ray.init(**options)
         except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError) as error:
             ray.shutdown()
-            reason = " ".join(str(error).split())[:300].rstrip(".")
             place = f"Ray at {address}" if address else "Ray"
-            raise StoppedError(f"{place} cannot be reached ({reason}); see docs/scale.md") from None
+            raise StoppedError(f"{place} cannot be reached ({describe(error)}); see docs/scale.md") from None
     try:
         yield
     finally:
@@ -114,10 +109,13 @@ def nodes() -> list[dict[str, float]]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
-def choose_share(gpu: str | None, threads: int) -> Share:
-    """A worker takes a GPU where the cluster has some or `gpu` names a card, else as many CPUs as torch has threads."""
+def choose_share(gpu: str | None, threads: int, shared: bool) -> Share:
+    """A worker takes a GPU where there are some, else as many CPUs as torch has threads.
+
+    `shared`: to a cluster nodes may be added, so that `gpu`, which names a card, is enough.
+    """
     has_gpus = any(node.get("GPU", 0) >= 1 for node in nodes())
-    return Share(1, 1) if gpu or has_gpus else Share(threads, 0)
+    return Share(1, 1) if has_gpus or (gpu and shared) else Share(threads, 0)
 
 
 def places(share: Share) -> list[int]:

@@ -1,5 +1,6 @@
 """Jobs by Ray Data: on all GPUs of this machine, or on a cluster."""
 
+import logging
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from typing import TYPE_CHECKING
@@ -10,6 +11,8 @@ from seesr.batch.job import Job, Options, Row, StoppedError, bundle_id
 if TYPE_CHECKING:
     from seesr.batch.ray_stream import Stream
 
+log = logging.getLogger(__name__)
+
 
 class RayEngine:
     """An Engine whose workers are actors of Ray, each with the model, on any number of nodes."""
@@ -17,14 +20,21 @@ class RayEngine:
     patience = 600.0
     """Seconds without a worker that makes progress, after which the run stops."""
 
+    first_patience = 3600.0
+    """The same until the first worker of a cluster starts: nodes may have to boot and to be set up."""
+
+    quiet = 60.0
+    """Seconds without a worker, after which a warning tells what is waited for."""
+
     most_at_once = 50_000
     """Jobs of a dataset. Ray Data keeps 2 kB on each for as long as it runs; then workers start anew."""
+
+    cost = None
 
     grace = 15.0
     """Seconds that images under way get where the run is stopped."""
 
     def __init__(self, options: Options) -> None:
-        ray_cluster.check_installed()
         self.options, self.bundle = options, work.choose_bundle(options.bundle)
         self.model = bundle_id(self.bundle)
 
@@ -50,26 +60,26 @@ class RayEngine:
                         raise
                     finally:
                         stream.stop(self.grace)
-                    first = None if stream.refused else next(source, None)
+                    first = next(source, None)
         finally:
             for stream in streams:
                 stream.tidy()
 
     def _start(self, source: Iterator[Job]) -> tuple["Stream", Iterator[Job]]:
         """Start workers, no more than there are jobs."""
-        import ray
+        import ray  # imported here: it reads the environment that `connect` sets
         import torch
 
         from seesr.batch.ray_stream import Stream
         from seesr.batch.ray_worker import Setup
 
         options, threads = self.options, torch.get_num_threads()  # those of the local engine
-        share = ray_cluster.choose_share(options.gpu, threads)
+        shared, sent = options.ray_address is not None, None
+        share = ray_cluster.choose_share(options.gpu, threads, shared)
         places = ray_cluster.places(share)
         least, most = options.concurrency or (max(1, sum(places)),) * 2
         head = list(islice(source, most))
         workers = min(least, len(head)), min(most, len(head))
-        shared, sent = options.ray_address is not None, None
         if shared and (content := ray_bundle.pack(self.bundle)):
             sent = ray.put(content)
         setup = Setup(
@@ -85,8 +95,9 @@ class RayEngine:
         return Stream(setup, share, workers, sent, shared), chain(head, source)
 
     def _rows(self, stream: "Stream", source: Iterator[Job]) -> Iterator[Row]:
-        """Keep the workers busy until all is done."""
-        more = True
+        """Keep the workers busy until all is done, or until the first error with --fail-fast, which ends `source`."""
+        more, warned = True, False
+        until_begun = self.first_patience if self.options.ray_address else self.patience
         while more or stream.waiting:
             while more and stream.room > 0:
                 jobs = list(islice(source, stream.room))
@@ -99,5 +110,9 @@ class RayEngine:
                 if self.options.fail_fast and "error" in row:
                     yield from stream.rest(self.grace)
                     return
-            if (silence := stream.silence()) > self.patience:
+            silence, begun = stream.silence()
+            if silence > (self.patience if begun else until_begun):
                 raise StoppedError(stream.why_silent(silence))
+            if silence > self.quiet and not begun and not warned:
+                log.warning("Waiting for a worker: %s.", stream.why_silent(silence))
+                warned = True

@@ -25,7 +25,7 @@ class Feed:
         self._number = 0
         self._closed = self._stopped = False
         self._changed = asyncio.Event()
-        self._last_sign = time.monotonic()
+        self._last_sign, self._has_begun = time.monotonic(), False
 
     async def put(self, jobs: list[str], done: list[int]) -> None:
         """Jobs take the next indices; those in `done` are forgotten."""
@@ -50,7 +50,7 @@ class Feed:
 
     async def begin(self, index: int) -> int:
         """A worker begins a job: how often it was begun before, or -1 where it shall not be done."""
-        self._last_sign = time.monotonic()
+        await self.sign()
         if self._stopped or index not in self._jobs:
             return -1
         self._working.add(index)
@@ -59,17 +59,17 @@ class Feed:
 
     async def end(self, index: int) -> None:
         """A worker is through with a job."""
-        self._last_sign = time.monotonic()
+        await self.sign()
         self._working.discard(index)
 
     async def sign(self) -> bool:
-        """A worker makes progress. Whether it shall go on."""
-        self._last_sign = time.monotonic()
+        """A worker starts or makes progress. Whether it shall go on."""
+        self._last_sign, self._has_begun = time.monotonic(), True
         return not self._stopped
 
-    async def silence(self) -> float:
-        """Seconds since a worker made progress."""
-        return time.monotonic() - self._last_sign
+    async def silence(self) -> tuple[float, bool]:
+        """Seconds since a worker made progress, and whether one has ever started."""
+        return time.monotonic() - self._last_sign, self._has_begun
 
     async def is_at_work(self) -> bool:
         """Whether a worker has begun a job and not ended it."""

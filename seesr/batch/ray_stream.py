@@ -37,8 +37,6 @@ class Stream:
         self, setup: Setup, share: ray_cluster.Share, workers: tuple[int, int], sent: Any = None, shared: bool = False
     ) -> None:
         self.waiting: dict[int, Job] = {}
-        self.refused = False
-        """Whether `rest` ended it before its jobs were done."""
         self._share, self._limit, self._shared = share, QUEUE * workers[1], shared
         self._number, self._closed = 0, False
         self._done: list[int] = []
@@ -83,12 +81,12 @@ class Stream:
         while self._found:
             yield self._found.popleft()
 
-    def silence(self) -> float:
-        """Seconds since a worker made progress. Raises StoppedError where Ray is gone."""
+    def silence(self) -> tuple[float, bool]:
+        """As Feed.silence. Raises StoppedError where Ray is gone."""
         try:
             return ray.get(self._feed.silence.remote(), timeout=60)
         except RayError as error:
-            raise StoppedError(f"Ray does not answer ({_line(error)}); {_RESUME}") from None
+            raise StoppedError(f"Ray does not answer ({ray_cluster.describe(error)}); {_RESUME}") from None
 
     def why_silent(self, seconds: float) -> str:
         """A sentence for the user after that many seconds of silence."""
@@ -100,21 +98,21 @@ class Stream:
 
     def rest(self, seconds: float) -> Iterator[Row]:
         """Stop, and give the rows of files that become whole within that time. Workers give up what they compute."""
-        self.refused, end = True, time.monotonic() + seconds
-        self._refuse()
-        with contextlib.suppress(StoppedError):
-            while time.monotonic() < end and self._is_at_work():
+        end, self._closed = time.monotonic() + seconds, True
+        with contextlib.suppress(RayError):
+            self._feed.close.remote(stop=True)
+        while time.monotonic() < end:
+            at_work = self._is_at_work()
+            with contextlib.suppress(StoppedError):
                 yield from self.rows(0.2)
-            yield from self.rows(0.2)
+            if not at_work and self._answers.empty():
+                break
 
     def stop(self, seconds: float) -> None:
-        """Stop, and wait that long for workers to end what they write."""
-        end = time.monotonic() + seconds
-        self._refuse()
-        while time.monotonic() < end and self._thread.is_alive():
-            self._thread.join(1.0)
-            if not self._is_at_work():
-                break
+        """As `rest`, where nobody takes rows any more; then a moment for Ray Data to end before Ray does."""
+        for _ in self.rest(seconds):
+            pass
+        self._thread.join(1.0)
 
     def tidy(self) -> None:
         """Remove what workers left that died or were stopped. For the time when there are none any more."""
@@ -122,11 +120,6 @@ class Stream:
             Path(mark).unlink(missing_ok=True)
         for folder in self._folders | {os.path.dirname(job.output) for job in self.waiting.values()}:
             files.remove_leftovers(folder)
-
-    def _refuse(self) -> None:
-        self._closed = True
-        with contextlib.suppress(RayError):
-            self._feed.close.remote(stop=True)
 
     def _is_at_work(self) -> bool:
         try:
@@ -146,7 +139,7 @@ class Stream:
 
     def _take(self, answer: tuple[int, dict[str, Any]] | BaseException | None) -> None:
         if isinstance(answer, BaseException):
-            raise StoppedError(f"Ray stopped the run ({_line(answer)}); {_RESUME}") from None
+            raise StoppedError(f"Ray stopped the run ({ray_cluster.describe(answer)}); {_RESUME}") from None
         if answer is None:
             if self.waiting:
                 raise StoppedError(f"Ray ended with {len(self.waiting)} images not done; {_RESUME}")
@@ -195,7 +188,3 @@ def _dataset(
         num_cpus=share.cpus,
         num_gpus=share.gpus,
     )
-
-
-def _line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

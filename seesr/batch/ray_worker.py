@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, cast
 import ray
 
 from seesr.batch import files, ray_bundle, work
-from seesr.batch.job import Job, Row, StoppedError
+from seesr.batch.job import CanceledError, Job, Row, StoppedError
+from seesr.batch.ray_cluster import describe
 from seesr.batch.ray_feed import Batch
 from seesr.settings import Settings
 
@@ -31,10 +32,6 @@ CALLS = 2
 PR_SET_PDEATHSIG = 1
 
 SECONDS_BETWEEN_SIGNS = 1.0
-
-
-class Cancelled(BaseException):
-    """Ends the work on an image of a run that was stopped."""
 
 
 @dataclass(frozen=True)
@@ -68,12 +65,14 @@ class Worker:
         self._fault: str | None = None
         self._seesr: SeeSR | None = None
         _die_with_node()
+        feed.sign.remote()
         try:
             self._seesr = _load(setup, sent)
         except StoppedError as error:
             self._fault = str(error)
         except Exception as error:  # Ray would start the worker again and again, and tell nobody why
-            self._fault = f"the worker on {platform.node()} cannot load the model: {_text(error)}"
+            self._fault = f"the worker on {platform.node()} cannot load the model: {describe(error)}"
+        feed.sign.remote()
 
     def __call__(self, batch: Batch) -> Batch:
         index = int(batch["index"][0])
@@ -83,12 +82,12 @@ class Worker:
             try:
                 sent = json.loads(str(batch["job"][0]))
                 answer = self._answer(Job(**sent["job"]), sent["mark"], earlier)
-            except Cancelled:
+            except CanceledError:
                 pass
             except StoppedError as error:
                 answer = {"stop": str(error)}
             except Exception as error:  # such as a storage's own errors
-                answer = {"stop": f"the worker on {platform.node()} failed: {_text(error)}"}
+                answer = {"stop": f"the worker on {platform.node()} failed: {describe(error)}"}
             finally:
                 self._feed.end.remote(index)
         return {"index": [index], "answer": [json.dumps(answer)]}
@@ -99,7 +98,8 @@ class Worker:
         if earlier >= ATTEMPTS:
             text = f"its worker died {ATTEMPTS} times, perhaps for lack of memory; try a smaller scale_factor"
             return {"row": work.failed(job, ValueError(text))}
-        _check_storage(job, mark)
+        if self._setup.code is not None:
+            check_storage(job, mark)
         try:
             row = self._row(job, self._seesr)
         except ValueError as error:
@@ -128,7 +128,7 @@ class Worker:
         if time.monotonic() - self._last_sign > SECONDS_BETWEEN_SIGNS:
             self._last_sign = time.monotonic()
             if not ray.get(self._feed.sign.remote()):
-                raise Cancelled
+                raise CanceledError
 
 
 def _die_with_node() -> None:
@@ -158,11 +158,21 @@ def _load(setup: Setup, sent: "ray.ObjectRef | None") -> "SeeSR":
     return seesr
 
 
-def _check_storage(job: Job, mark: str) -> None:
-    """Raise StoppedError unless this worker has the folder that holds `mark` and knows the job's kinds of addresses."""
+def check_storage(job: Job, mark: str) -> None:
+    """Raise StoppedError unless this worker has what the command has, and knows the job's kinds of addresses.
+
+    That is the folder that holds `mark`, and an input of the same size and time.
+    """
+    here = f"the worker on {platform.node()} does not see"
     if mark and not os.path.exists(mark):
-        text = f"the worker on {platform.node()} does not see {job.root} as the command does"
-        raise StoppedError(f"{text}; name a folder by --out that all nodes share, or an address")
+        raise StoppedError(
+            f"{here} {job.root} as the command does; name a folder by --out that all nodes share, or an address"
+        )
+    if not files.is_address(job.input) and not _is_same(job):
+        raise StoppedError(
+            f"{here} the same {job.input} as the command; put inputs on storage that all nodes share, or at an address "
+            "(if it was changed just now, run again)"
+        )
     try:
         for name in (job.input, job.output):
             if files.is_address(name):
@@ -171,5 +181,10 @@ def _check_storage(job: Job, mark: str) -> None:
         raise StoppedError(f"the worker on {platform.node()} cannot use it: {error}") from None
 
 
-def _text(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+def _is_same(job: Job) -> bool:
+    """Whether a local input is as the plan saw it."""
+    try:
+        found = files.stat(job.input)
+    except OSError:
+        return job.bytes == 0  # the command could not read it either
+    return found.bytes == job.bytes and job.modified in (None, found.modified)

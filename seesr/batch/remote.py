@@ -9,6 +9,7 @@ import os
 import re
 import secrets
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ import httpx
 
 from seesr import images, sizes
 from seesr.batch import files, work
-from seesr.batch.api import RefusedError, check_answer
+from seesr.batch.api import ENDED, RefusedError, check_answer
 from seesr.batch.job import Job, Row, StoppedError
 from seesr.batch.predictions import Predictions
 from seesr.batch.retry import ServiceError, sentence
@@ -38,19 +39,31 @@ DOWNLOADS = 3
 """How often the address of a result is asked for when downloading is refused."""
 
 
+@dataclass(eq=False)
 class RemoteImage:
-    """One job. `inputs` go with the image; `price` is in dollars a second, 0 if not known.
+    """One job. `inputs` go with the image; `price` is in dollars a second, 0 if not known; `estimate` in dollars."""
 
-    Attributes: `succeeded` and `dollars`, of the prediction; `unanswered`, whether Replicate could not be reached.
-    """
+    job: Job
+    predictions: Predictions
+    settings: Settings
+    inputs: Mapping[str, Any]
+    price: float
+    estimate: float
+    unanswered: bool = False  # whether Replicate could not be reached
+    _prediction: "Prediction | None" = None
+    _retries: int = 0
+    _size: int = 0
+    _read: Row = field(default_factory=Row)
 
-    def __init__(
-        self, job: Job, predictions: Predictions, settings: Settings, inputs: Mapping[str, Any], price: float
-    ) -> None:
-        self.job, self.predictions, self.settings, self.inputs, self.price = job, predictions, settings, inputs, price
-        self.succeeded, self.dollars, self.unanswered = False, 0.0, False
-        self._retries = 0
-        self._read: Row = {}
+    @property
+    def succeeded(self) -> bool:
+        """Whether the prediction has a result."""
+        return self._prediction is not None and self._prediction.status == "succeeded"
+
+    @property
+    def dollars(self) -> float:
+        """What the prediction cost, if there was one."""
+        return cost_of(self._prediction, self.price, self.estimate) if self._prediction else 0.0
 
     def run(self) -> Row:
         """Do it. A fault of this image becomes the row's error.
@@ -77,18 +90,18 @@ class RemoteImage:
         image, upload = self._send()
         seed = secrets.randbelow(SEEDS) if self.settings.seed is None else self.settings.seed
         try:
-            prediction = self.predictions.run({**self.inputs, "image": image, "seed": seed}, self._count_retry)
+            inputs = {**self.inputs, "image": image, "seed": seed}
+            self._prediction = prediction = self.predictions.create(inputs, self._count_retry)
+            self.predictions.finish(prediction, self._count_retry)
         finally:
             if upload:
                 self._delete(upload)
         metrics = prediction.metrics or {}
-        self.dollars = float(metrics.get("predict_time") or 0) * self.price
         self._retries += sum((metrics.get("recoveries") or {}).values())
-        self.succeeded = prediction.status == "succeeded"
         if not self.succeeded:
             raise ValueError(why_failed(prediction))
         self._fetch(prediction)
-        row = Row(input=self.job.input, output=self.job.output, seed=metrics.get("seed", seed))
+        row = Row(input=self.job.input, output=self.job.output, output_bytes=self._size, seed=metrics.get("seed", seed))
         return row | Row(tags=metrics.get("tags", [])) | self._result_size(metrics)
 
     def _check_size(self) -> None:
@@ -139,6 +152,7 @@ class RemoteImage:
                 with files.write_whole(self.job.output) as file:
                     for block in answer.iter_bytes():
                         file.write(block)
+                    self._size = file.tell()
             except OSError as error:
                 raise work.unwritable(self.job.output, error) from None
 
@@ -154,6 +168,14 @@ class RemoteImage:
 
     def _count_retry(self) -> None:
         self._retries += 1
+
+
+def cost_of(prediction: "Prediction", price: float, estimate: float) -> float:
+    """Dollars: the estimate if it may have run and Replicate does not tell for how long."""
+    if (seconds := (prediction.metrics or {}).get("predict_time")) is not None:
+        return price * float(seconds)
+    never_ran = prediction.status in ENDED and prediction.started_at is None
+    return 0.0 if never_ran else estimate
 
 
 def why_failed(prediction: "Prediction") -> str:

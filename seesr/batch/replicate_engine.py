@@ -1,27 +1,27 @@
 """Images by a model on Replicate: several predictions in flight, each paid once, within a budget."""
 
-import importlib.util
+import logging
 import re
 import threading
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import replicate
+from replicate.version import Version, Versions
 
 from seesr.batch.api import NAME, connect, latest_version, price
 from seesr.batch.budget import Budget
-from seesr.batch.job import Job, Options, Row, StoppedError
+from seesr.batch.job import CanceledError, Job, Options, Row, StoppedError
+from seesr.batch.predictions import Predictions
+from seesr.batch.remote import RemoteImage
+from seesr.batch.retry import CheckedTransport, Retry
 
-if TYPE_CHECKING:
-    import replicate
-    from replicate.version import Version
-
-    from seesr.batch.remote import RemoteImage
-
-CLIENT = "replicate==1.0.7"
+log = logging.getLogger(__name__)
 IN_FLIGHT = 8
 FIRST_PATIENCE = 20.0  # seconds of trying to reach Replicate at all
 
-Running = dict[Future[Row], tuple["RemoteImage", float]]
+Running = dict[Future[Row], tuple[RemoteImage, float]]
 """What each image in flight runs for, and what it was estimated to cost."""
 
 
@@ -33,11 +33,6 @@ class ReplicateEngine:
 
     def __init__(self, options: Options) -> None:
         """Check names, token and budget, and ask for the version. Raises StoppedError."""
-        if importlib.util.find_spec("replicate") is None:
-            raise StoppedError(f"--engine replicate needs the official client: run `pip install {CLIENT}`")
-        from seesr.batch.predictions import Predictions
-        from seesr.batch.retry import CheckedTransport
-
         check_names(options.model, options.deployment)
         self.options, settings = options, options.settings
         self.in_flight = options.concurrency[1] if options.concurrency else IN_FLIGHT
@@ -50,15 +45,21 @@ class ReplicateEngine:
         except RuntimeError as error:
             raise StoppedError(str(error)) from None
         self.model, self.price = f"{name}:{version.id}", price(hardware)
-        if options.budget is not None and not self.price:
-            raise StoppedError(
-                f"--budget needs a price, and none is known for {hardware or 'the hardware of a model'}: name the "
-                "hardware by --gpu (t4, l40s, a100-large, h100), as the model's page shows it"
-            )
+        if not self.price:
+            unknown = f"needs a price, and none is known for {hardware or 'the hardware of a model'}: name the hardware"
+            unknown += " by --gpu (t4, l40s, a100-large, h100), as the model's page shows it"
+            if options.budget is not None:
+                raise StoppedError(f"--budget {unknown}")
+            log.warning("The cost is not shown: it %s.", unknown)
         self.budget = Budget(options.budget, self.price, hardware.removeprefix("gpu-"), settings)
         own_seeds = settings.seed is None
         self.predictions = Predictions(client, version.id, options.deployment, self.in_flight, own_seeds)
         self._unanswered = 0
+
+    @property
+    def cost(self) -> float | None:
+        """See Engine. Without setup and idle time, which private models and deployments pay too."""
+        return self.budget.spent if self.price else None
 
     def run(self, jobs: Iterable[Job]) -> Generator[Row, None, None]:
         """See Engine. An interrupt cancels the predictions that run and passes on after the rows of the others."""
@@ -74,18 +75,19 @@ class ReplicateEngine:
         finally:
             self.predictions.stop.set()
             pool.shutdown()
+            for image, _ in running.values():
+                self.budget.pay(image.dollars)
             self.predictions.results.close()
 
     def _run(self, jobs: Iterable[Job], running: Running, pool: ThreadPoolExecutor) -> Iterator[Row]:
-        from seesr.batch.remote import RemoteImage
-
         for job in jobs:
             estimate = self.budget.estimate(job)
             while len(running) == self.in_flight or (running and not self._allows(running, estimate)):
                 yield from self._ended(running)
             if not self._allows(running, estimate):
                 raise StoppedError(self.budget.used_up())
-            image = RemoteImage(job, self.predictions, self.options.settings, self.inputs, self.price)
+            cost = self.price, self.budget.correction * estimate
+            image = RemoteImage(job, self.predictions, self.options.settings, self.inputs, *cost)
             running[pool.submit(image.run)] = image, estimate
         while running:
             yield from self._ended(running)
@@ -95,8 +97,6 @@ class ReplicateEngine:
 
     def _ended(self, running: Running) -> Iterator[Row]:
         """Wait for images. StoppedError if the run can't go on, and not again once it is stopped."""
-        from seesr.batch.retry import CanceledError
-
         for future in wait(running, return_when=FIRST_COMPLETED).done:
             image, estimate = running.pop(future)
             try:
@@ -126,12 +126,8 @@ def check_names(model: str | None, deployment: str | None) -> None:
         raise StoppedError(f"--deployment must be OWNER/NAME in lower case, got {deployment!r}")
 
 
-def resolve(client: "replicate.Client", options: Options) -> tuple[str, "Version", str]:
+def resolve(client: replicate.Client, options: Options) -> tuple[str, Version, str]:
     """OWNER/NAME and version of what will run, and its hardware: "" if not known. RuntimeError if there is none."""
-    from replicate.version import Versions
-
-    from seesr.batch.retry import Retry
-
     ask = Retry(threading.Event(), FIRST_PATIENCE).call
     if deployment := options.deployment:
         if (release := ask(lambda: client.deployments.get(deployment)).current_release) is None:
@@ -143,7 +139,7 @@ def resolve(client: "replicate.Client", options: Options) -> tuple[str, "Version
     return name, version, hardware
 
 
-def check_inputs(model: str, version: "Version", names: Iterable[str]) -> None:
+def check_inputs(model: str, version: Version, names: Iterable[str]) -> None:
     """Raise RuntimeError unless the model has all these inputs: the server ignores others in silence."""
     known = version.openapi_schema["components"]["schemas"]["Input"]["properties"]
     if missing := [name for name in names if name not in known]:

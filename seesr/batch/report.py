@@ -1,45 +1,50 @@
-"""report.jsonl: a line for each image that is done or failed, and the lock that keeps a second run away."""
+"""report.jsonl: a line for each image that is done or failed."""
 
 import errno
-import fcntl
 import hashlib
 import json
 import logging
 import os
-import platform
-from collections.abc import Iterator
-from contextlib import suppress
-from dataclasses import fields
+import shutil
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, suppress
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from seesr.batch import files
+from seesr.batch import files, lock, rows
 from seesr.batch.job import Job, Options, Row, StoppedError
+from seesr.batch.options import INPUTS
 from seesr.settings import Settings
 
 log = logging.getLogger(__name__)
 
 NAME = "report.jsonl"
-LIBRARY_ONLY = ("start_point", "conditioning_scale")
-"""Fields of Settings that are no Cog inputs."""
+SECONDS_BETWEEN_COPIES = 60.0  # to an address
+COPY_SHARE = 0.01  # of the time, at most
 
 
 class Known(NamedTuple):
-    """What the newest row of an input says, as far as a later run asks."""
+    """What the newest row of a result says, as far as a later run asks."""
 
     length: int
     """Of the input, in bytes."""
     modified: float | None
     sha256: bytes
-    done_by: int
-    """A hash of the settings and the model."""
+    settings: int
+    """Their hash_of."""
+    model: str
+    """Its model_key."""
     output: str
+    output_bytes: int | None
 
 
 def settings_of(asked: Settings) -> dict[str, Any]:
     """The Cog inputs beside the image, by name."""
-    return {field.name: getattr(asked, field.name) for field in fields(asked) if field.name not in LIBRARY_ONLY}
+    return {row["name"]: getattr(asked, row["name"]) for row in INPUTS}
 
 
 def path_of(root: str, options: Options) -> Path:
@@ -47,63 +52,84 @@ def path_of(root: str, options: Options) -> Path:
     return options.report or Path(NAME if files.is_address(root) else os.path.join(root, NAME))
 
 
-def outputs_in(path: Path) -> set[str]:
-    """The paths of all results that a report names. Rows that cannot be read are left out."""
-    folder = os.path.dirname(path.absolute())
-    return {os.path.join(folder, row["output"]) for row in _rows(path) if "output" in row}
-
-
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    try:
-        with path.open("rb") as file:
-            yield from (row for row in map(_row, file) if row is not None)
-    except FileNotFoundError:
-        return
-
-
-def _row(line: bytes) -> dict[str, Any] | None:
-    """A line of a report; None for one that no run has written."""
-    try:
-        row = json.loads(line)
-        bytes.fromhex(row.get("sha256", ""))
-        return row if all(isinstance(name, str) for name in (row["input"], row.get("output", ""))) else None
-    except (ValueError, TypeError, LookupError, AttributeError):
-        return None
+def reports_of(roots: Iterable[str], options: Options) -> dict[str, "Report"]:
+    """The report of each root. Roots that are one folder share one."""
+    groups: dict[str, list[str]] = {}
+    for root in roots:
+        groups.setdefault(os.path.realpath(path_of(root, options)), []).append(root)
+    reports = [Report(path_of(group[0], options), group) for group in groups.values()]
+    return {root: report for report in reports for root in report.roots}
 
 
 class Report:
-    """One report, locked from the start of the block to its end.
+    """The report of some roots. From the start of the block to its end it and the roots that are folders are locked.
 
-    Its rows name files below its folder relative to that. Raises StoppedError where another run holds the lock, or
-    where the folder cannot be written.
+    Its rows name files below its folder relative to that. Roots that are addresses get a copy of it, at times and at
+    the end; rows that only a copy has are added at the start. Raises StoppedError where another run holds a lock,
+    where a folder cannot be written, or for a file that is no report.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path.absolute()
+    def __init__(self, path: Path, roots: Sequence[str] = ()) -> None:
+        self.path, self.roots = path.absolute(), roots
         self.folder = os.path.dirname(self.path)
         self.outputs: set[str] = set()
-        self._known: dict[str, Known] = {}
-        self._lock = Lock(self.path.with_name(f".{path.stem}.lock"))
+        self._known: dict[str, tuple[Known, ...]] = {}
+        """Results of each input."""
+        self._copies = [files.join(root, NAME) for root in roots if files.is_address(root)]
+        self._next_copy = time.monotonic() + SECONDS_BETWEEN_COPIES
 
     def __enter__(self) -> "Report":
-        try:
-            os.makedirs(self.folder, exist_ok=True)
-            self._lock.take()
-            self._file = self.path.open("ab", buffering=0)
-            self._mend()
-            self.load()
-        except OSError as error:
-            self._lock.free()
-            wanted = f"the report needs a folder that can be written, got {self.folder} ({error.strerror})"
-            raise StoppedError(f"{wanted}; name one by --out") from None
+        with ExitStack() as stack:
+            folder = self.folder
+            try:
+                for folder, name in self._locks():
+                    os.makedirs(folder, exist_ok=True)
+                    stack.enter_context(lock.locked(Path(folder, name)))
+                folder = self.folder
+                self._check()
+                self._file = stack.enter_context(self.path.open("ab", buffering=0))
+                self._mend(self._learn(rows.lines(self.path)))
+                self._learn(line for line in self._missing() if self._file.write(line))
+            except OSError as error:
+                wanted = f"the report needs a folder that can be written, got {folder} ({error.strerror})"
+                raise StoppedError(f"{wanted}; name one by --out") from None
+            self._held = stack.pop_all()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: object, trace: TracebackType | None) -> None:
-        self._file.close()
         with suppress(OSError):  # the storage may be gone
-            if not self.path.stat().st_size:
+            if self.path.stat().st_size:
+                self._copy()
+            else:
                 self.path.unlink()
-        self._lock.free()
+        self._held.close()
+
+    def _locks(self) -> Iterator[tuple[str, str]]:
+        """Folders and the names of locks in them, each once: of the report, and of the roots."""
+        names = [(self.folder, f".{self.path.stem}.lock")]
+        names += [(root, lock.NAME) for root in self.roots if not files.is_address(root)]
+        yield from {(os.path.realpath(folder), name): (folder, name) for folder, name in names}.values()
+
+    def _check(self) -> None:
+        for name in (self.path, *self._copies):
+            rows.check(name)
+
+    def _missing(self) -> Iterator[bytes]:
+        """Lines that only a copy has: all if the report was lost, or those of another machine."""
+        for copy in self._copies:
+            ours = {hash(line) for line in rows.lines(self.path)}
+            yield from (line for line in rows.lines(copy) if hash(line) not in ours)
+
+    def _copy(self) -> None:
+        start = time.monotonic()
+        for copy in self._copies:
+            try:
+                with self.path.open("rb") as ours, files.write_whole(copy) as file:
+                    shutil.copyfileobj(ours, file)
+            except Exception as error:  # such as a storage's own: a run does not end for want of a copy
+                log.warning("%s cannot be copied to %s (%s).", self.path, copy, error)
+        end = time.monotonic()
+        self._next_copy = end + max(SECONDS_BETWEEN_COPIES, (end - start) / COPY_SHARE)
 
     def append(self, row: Row) -> Row:
         """Write a row as it then stands in the report. It is on the disk when this returns. Raises StoppedError."""
@@ -111,12 +137,14 @@ class Report:
         for key in ("input", "output"):
             if name := written.get(key):
                 written[key] = self.relative(name)
-        line = json.dumps(written).encode() + b"\n"
+        line = json.dumps({"input": "", **written}).encode() + b"\n"
         try:
             self._write(line)
         except OSError as error:
             advice = "make room or bring its storage back, then run again"
             raise StoppedError(f"{self.path} cannot be written ({error.strerror}); {advice}") from None
+        if time.monotonic() >= self._next_copy:
+            self._copy()
         return written
 
     def _write(self, line: bytes) -> None:
@@ -134,113 +162,86 @@ class Report:
                 os.ftruncate(file, before.st_size)
             raise
 
-    def is_done(self, job: Job, done_by: int | None) -> bool:
-        """Whether the newest row of the job's input says that it needs no work. May read the input.
+    def is_done(self, job: Job, settings: int, model: str | None) -> bool:
+        """Whether the newest row of the job's result says that it needs no work. May read the input.
 
-        `done_by` None: settings and model do not count.
+        `settings` is their hash_of, `model` a model_key. None: the model does not count.
         """
-        known = self._known.get(self.relative(job.input))
-        if known is None or (known.length, known.output) != (job.bytes, self.relative(job.output)):
-            return False
-        if done_by is not None and known.done_by != done_by:
+        known = self._of(job.input, job.output)
+        if known is None or known.length != job.bytes or known.settings != settings or model not in (None, known.model):
             return False
         same = known.modified is not None and known.modified == job.modified
         try:
             if not same and hashlib.sha256(files.read(job.input)).digest() != known.sha256:
                 return False
-            return files.exists(job.output)
+            whole = known.output_bytes
+            return files.exists(job.output) if whole is None else files.stat(job.output).bytes == whole
         except OSError:
             return False
+
+    def is_by_another(self, input: str, output: str, settings: int, model: str) -> bool:
+        """Whether another model made this result with the same settings."""
+        known = self._of(input, output)
+        return known is not None and known.settings == settings and known.model != model
+
+    def _of(self, input: str, output: str) -> Known | None:
+        """What is known of a result."""
+        output = self.relative(output)
+        return next((known for known in self._known.get(self.relative(input), ()) if known.output == output), None)
 
     def relative(self, name: str) -> str:
         """A path below the report's folder as the rows name it; any other name as it is."""
         start = os.path.join(self.folder, "")
         return name[len(start) :] if name.startswith(start) else name
 
-    def _mend(self) -> None:
-        """Bring the last line to its end, or cut it off: it may be the one that was written when a run was killed."""
-        with self.path.open("rb") as file:
-            end = file.seek(0, os.SEEK_END)
-            start, tail = end, b""
-            while start and b"\n" not in tail:
-                length = min(start, 2**16)
-                start = file.seek(start - length)
-                tail = file.read(length) + tail
-        last = tail.rpartition(b"\n")[2]
-        if last and _row(last):
-            os.write(self._file.fileno(), b"\n")
-        elif last:
-            os.ftruncate(self._file.fileno(), end - len(last))
+    def _mend(self, last: bytes) -> None:
+        """Bring the last line to its end, or cut it off where it is of a run that was killed while it wrote it."""
+        if rows.is_cut(last):
+            os.ftruncate(self._file.fileno(), os.fstat(self._file.fileno()).st_size - len(last))
+        elif not last.endswith(b"\n"):
+            self._file.write(b"\n")
 
     def load(self) -> None:
         """Read what earlier runs did. A run that only looks needs no more."""
-        for row in _rows(self.path):
-            name = row.get("input", "")
-            self._known.pop(name, None)
-            if "output" in row:
-                self.outputs.add(os.path.join(self.folder, row["output"]))
-            if "error" not in row and row.keys() >= {"bytes", "sha256", "settings", "model", "output"}:
-                done_by = hash_of(row["settings"], row["model"])
-                sha256 = bytes.fromhex(row["sha256"])
-                self._known[name] = Known(row["bytes"], row.get("modified"), sha256, done_by, row["output"])
+        self._check()
+        self._learn(chain(rows.lines(self.path), self._missing()))
 
-
-def hash_of(settings: dict[str, Any], model: str) -> int:
-    """Equal for equal settings and models, within one process."""
-    return hash((json.dumps(settings, sort_keys=True), model))
-
-
-def check_free(folder: Path) -> None:
-    """Raise StoppedError if another process holds the lock of a folder's report."""
-    path = folder / f".{Path(NAME).stem}.lock"
-    try:
-        file = os.open(path, os.O_RDWR)
-    except OSError:
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise held_error(path, file) from None
-    os.close(file)
-
-
-def held_error(path: Path, file: int) -> StoppedError:
-    """Why no run starts while another holds the lock at `path`, which is open as `file`. Closes it."""
-    holder = os.read(file, 200).decode(errors="replace").strip() or "another process"
-    os.close(file)
-    return StoppedError(f"{path.parent} is in work by {holder}; wait for its end, or work in another folder")
-
-
-class Lock:
-    """A file that one process at a time holds. It says who does, and goes when it is freed."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._file: int | None = None
-
-    def take(self) -> None:
-        """Raises StoppedError that says who holds it, OSError where no file can be written."""
-        while self._file is None:
-            file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise held_error(self.path, file) from None
-            except OSError as error:  # a storage without locks
-                log.warning("%s cannot be locked (%s): see that no other run works there.", self.path, error.strerror)
-            same = False
-            with suppress(FileNotFoundError):  # its holder may have freed it in between
-                same = os.path.samestat(os.stat(self.path), os.fstat(file))
-            if not same:
-                os.close(file)
+    def _learn(self, lines: Iterable[bytes]) -> bytes:
+        """Take in lines; the last one."""
+        line = b""
+        for line in lines:
+            if (row := rows.row_of(line)) is None:
                 continue
-            os.ftruncate(file, 0)
-            os.write(file, f"process {os.getpid()} on {platform.node()}\n".encode())
-            self._file = file
+            name, output = row["input"], row.get("output", "")
+            if output:
+                self.outputs.add(os.path.join(self.folder, output))
+            if "error" in row:
+                self._known.pop(name, None)
+            elif output and row.keys() >= {"bytes", "sha256", "settings", "model"}:
+                key = hash_of(row["settings"]), model_key(row["model"])
+                sha256 = bytes.fromhex(row["sha256"])
+                known = Known(row["bytes"], row.get("modified"), sha256, *key, output, row.get("output_bytes"))
+                self._known[name] = (*(one for one in self._known.get(name, ()) if one.output != output), known)
+        return line
 
-    def free(self) -> None:
-        if self._file is not None:
-            with suppress(OSError):
-                self.path.unlink(missing_ok=True)
-            os.close(self._file)
-            self._file = None
+    def adopt(self, path: Path) -> set[str]:
+        """Learn of results that only the report of another folder names; the paths of all that it names."""
+        other = Report(path)
+        other._learn(rows.lines(path))
+        for name, results in other._known.items():
+            input = self.relative(os.path.join(other.folder, name))
+            moved = {self.relative(os.path.join(other.folder, one.output)): one for one in results}
+            ours = {one.output: one for one in self._known.get(input, ())}
+            self._known[input] = tuple(one._replace(output=output) for output, one in (moved | ours).items())
+        self.outputs |= other.outputs
+        return other.outputs
+
+
+def hash_of(settings: dict[str, Any]) -> int:
+    """Equal for equal settings, within one process."""
+    return hash(json.dumps(settings, sort_keys=True))
+
+
+def model_key(model: str) -> str:
+    """Row.model without the name of a bundle's folder, which tells nothing of its files."""
+    return sys.intern(model.rpartition("@")[2])

@@ -10,6 +10,7 @@ from typing import TypeVar
 import httpx
 
 from seesr.batch.api import RefusedError, check_answer
+from seesr.batch.job import CanceledError
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -23,10 +24,6 @@ SHORTEST, LONGEST = 0.5, 60.0
 
 QUIET = 10.0
 """Seconds: longer waits are logged."""
-
-
-class CanceledError(Exception):
-    """The run was stopped while this waited."""
 
 
 class ServiceError(RuntimeError):

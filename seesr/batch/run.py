@@ -1,18 +1,22 @@
 """One run: reports and their locks, the plan, the engine, and a row for each image."""
 
 import json
+import os
 from collections.abc import Generator, Iterable
 from contextlib import ExitStack, closing
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
+from seesr.batch import files
 from seesr.batch.find import Inputs
 from seesr.batch.interrupt import Interrupts
-from seesr.batch.job import Engine, Options, Row
+from seesr.batch.job import Engine, Options, Row, StoppedError
+from seesr.batch.lock import check_free
 from seesr.batch.naming import Naming
 from seesr.batch.plan import Plan
 from seesr.batch.progress import Progress, say, summary_lines
-from seesr.batch.report import Report, check_free, path_of, settings_of
+from seesr.batch.report import Report, reports_of, settings_of
 
 
 def run(options: Options, interrupts: Interrupts) -> int:
@@ -26,25 +30,34 @@ def run(options: Options, interrupts: Interrupts) -> int:
 
         return dry_run(options, inputs, naming)
     with ExitStack() as stack:
-        by_path = {path: Report(path) for path in dict.fromkeys(path_of(root, options) for root in inputs.roots)}
-        for report in by_path.values():
+        reports = reports_of(inputs.roots, options)
+        for report in dict.fromkeys(reports.values()):
             stack.enter_context(report)
-        check_folders_above(by_path)
-        reports = {root: by_path[path_of(root, options)] for root in inputs.roots}
+        check_folders_above(inputs.roots)
         engine = make_engine(options)
         plan = Plan(options, inputs, naming, reports, engine.model)
+        if other := plan.by_another_model:
+            say(f"{other} of the results are of another model or version, and are made again by {engine.model}")
         return work(options, plan, engine, reports, interrupts)
 
 
-def check_folders_above(paths: Iterable[Path]) -> None:
-    """Raise StoppedError if another run works on a folder above one of these reports, which are locked."""
-    ours = {path.absolute().parent for path in paths}
-    for above in {parent for folder in ours for parent in folder.parents} - ours:
-        check_free(above)
+def check_folders_above(roots: Iterable[str]) -> None:
+    """Raise StoppedError if another run works on a folder above one of these, by its name or where links lead."""
+    names = {name for root in roots if not files.is_address(root) for name in (root, os.path.realpath(root))}
+    for above in {above for name in names for above in Path(name).parents}:
+        check_free(str(above))
+
+
+PACKAGES = {"ray": ("Ray", "ray"), "replicate": ("Replicate's client", "deploy")}
+"""What engines need that is named as they are, and the kind of scripts/setup that installs it."""
 
 
 def make_engine(options: Options) -> Engine:
     """The engine that the options name. Raises StoppedError where it lacks something."""
+    if options.engine in PACKAGES and find_spec(options.engine) is None:
+        what, kind = PACKAGES[options.engine]
+        install = f"install it by `scripts/setup {kind}` or `pip install 'seesr-turbo[{options.engine}]'`"
+        raise StoppedError(f"--engine {options.engine} needs {what}; {install}")
     if options.engine == "ray":
         from seesr.batch.ray_engine import RayEngine
 
@@ -60,7 +73,8 @@ def make_engine(options: Options) -> Engine:
 
 def work(options: Options, plan: Plan, engine: Engine, reports: dict[str, Report], interrupts: Interrupts) -> int:
     """Do all jobs of a plan; each row goes to its report as it comes. The exit status."""
-    told, settings = Progress(len(plan.found), lambda: plan.total_megapixels), settings_of(options.settings)
+    told = Progress(len(plan.found), lambda: plan.total_megapixels, lambda: engine.cost)
+    settings = settings_of(options.settings)
     try:
         with interrupts.held(), closing(cast("Generator[Row]", engine.run(plan.jobs()))) as rows:
             while (row := interrupts.next(rows)) is not None:
@@ -75,12 +89,10 @@ def work(options: Options, plan: Plan, engine: Engine, reports: dict[str, Report
                     plan.stop()
     finally:
         told.close()
-        summarise(options, told.summary(plan.skipped), told.failed)
-    for sentence in plan.unreadable:
+        summarise(options, told.summary(plan.skipped) | {"left_out": len(plan.inputs.left_out)}, told.failed)
+    for sentence in plan.notes:
         say(sentence)
-    if not plan.found:
-        say(f"found no images in {' '.join(options.paths)}")
-    return 1 if told.failures or plan.unreadable else 0
+    return 1 if told.failures or plan.inputs.unreadable else 0
 
 
 def summarise(options: Options, found: dict[str, Any], failed: list[tuple[str, str]]) -> None:

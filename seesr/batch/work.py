@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from seesr import images
+from seesr import images, locate
 from seesr.batch import files
 from seesr.batch.job import Job, Row, StoppedError
-from seesr.locate import default_bundle, is_bundle
 from seesr.settings import Settings
 
 if TYPE_CHECKING:
@@ -38,15 +37,11 @@ class Opened:
 
 
 def choose_bundle(asked: Path | None) -> Path:
-    """The bundle asked for by --bundle, else by SEESR_WEIGHTS; else the full one where it exists; else the embedded.
-
-    Raises StoppedError where there is none.
-    """
-    named = asked or (Path(ROOT, weights) if (weights := os.environ.get("SEESR_WEIGHTS")) else None)
-    if is_bundle(bundle := named or default_bundle(ROOT)):
+    """The bundle asked for by --bundle, else that of seesr.locate. Raises StoppedError where there is none."""
+    if locate.is_bundle(bundle := asked or locate.choose_bundle(ROOT)):
         return bundle.resolve()
-    came = f"got {named}, where none is" if named else f"found none at {ROOT / 'weights'}"
-    raise StoppedError(f"the model needs a bundle, {came}; name its folder by --bundle (README.md says how to get one)")
+    advice = "name its folder by --bundle (README.md says how to get one)"
+    raise StoppedError(f"the model needs a bundle, got {bundle}, where none is; {advice}")
 
 
 def read(job: Job, settings: Settings) -> Opened:
@@ -122,6 +117,7 @@ def write(
     try:
         with files.write_whole(job.output) as file:
             images.write_image(opened.image, result, file, settings)
+            size = file.seek(0, os.SEEK_END)
             if check is not None:
                 check()
     except OSError as error:
@@ -134,6 +130,7 @@ def write(
         bytes=opened.bytes,
         sha256=opened.sha256,
         output=job.output,
+        output_bytes=size,
         width=result.image.width,
         height=result.image.height,
         seconds=round(seconds, 3),

@@ -1,14 +1,18 @@
 """What tests of scripts/upscale share: the log as it was, and Replicate's API on loopback with one model."""
 
 import logging
+import multiprocessing
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import replicate
 
 from seesr.batch import retry
+from seesr.batch.report import Report
 from tests.replicate_api import ReplicateApi
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -55,6 +59,25 @@ def start_long(api: ReplicateApi) -> Callable[[], None]:
     client, version = replicate.Client(api.token, base_url=api.url), api.models[MODEL]["latest_version"]["id"]
     long = client.predictions.create(version=version, input={"image": url, "scale_factor": 8})
     return long.cancel
+
+
+@contextmanager
+def another_run(path: Path, roots: Sequence[str] = ()) -> Iterator[int | None]:
+    """A process that holds this report: its number."""
+    fork = multiprocessing.get_context("fork")
+    ready, end = fork.Event(), fork.Event()
+    process = fork.Process(target=_hold, args=[path, roots, ready, end])
+    process.start()
+    assert ready.wait(30)
+    yield process.pid
+    end.set()
+    process.join()
+
+
+def _hold(path: Path, roots: Sequence[str], ready: Any, end: Any) -> None:
+    with Report(path, roots):
+        ready.set()
+        end.wait(30)
 
 
 def wait_until(holds: Callable[[], object]) -> None:

@@ -24,7 +24,8 @@ def test_an_image_is_estimated_by_its_size_on_the_card() -> None:
     assert budget.estimate(replace(JOB, size=(1024, 1024))) > 2 * budget.estimate(JOB)
     assert budget.estimate(replace(JOB, size=None)) == budget.estimate(replace(JOB, size=(1024, 1024)))
     assert budget.estimate(replace(JOB, size=(9000, 9000))) == 0, "it is refused"
-    assert budget_of(None).estimate(JOB) == 0
+    assert budget_of(None).estimate(JOB) == budget.estimate(JOB), "what a canceled prediction counts"
+    assert Budget(1, 0.0, "", Settings()).estimate(JOB) == 0, "no price is known"
 
 
 def test_what_is_in_flight_counts_until_it_is_paid() -> None:
@@ -46,4 +47,7 @@ def test_estimates_are_corrected_by_what_results_cost() -> None:
     assert budget.correction == 2
     assert budget.allows(3.5)
     assert not budget.allows(3.6)
-    assert "is left of --budget $10.00 ($3.0000 spent); raise it and run this again" in budget.used_up()
+    assert (
+        "is left of --budget $10.00 ($3.0000 spent); raise it, or run this again to spend as much once more"
+        in budget.used_up()
+    )

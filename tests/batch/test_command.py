@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,8 +13,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from seesr.batch import work
 from seesr.batch.__main__ import main
-from seesr.batch.report import Report
+from tests.batch.conftest import another_run
 from tests.batch.photographs import ROOT, names_below, rows, write_photographs
 
 FAST = ["--num-inference-steps", "1", "--scale-factor", "2", "--seed", "3", "--bundle", str(ROOT / "weights/tiny")]
@@ -90,12 +92,75 @@ def test_a_missing_bundle_ends_with_what_to_do(tmp_path: Path, capsys: pytest.Ca
     assert names_below(tmp_path) == ["a.jpg"]
 
 
+def test_the_embedded_bundle_is_named_where_none_was_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("SEESR_WEIGHTS", raising=False)
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights/tiny").symlink_to(ROOT / "weights/tiny")
+    (tmp_path / "in").mkdir()
+    monkeypatch.setattr(work, "ROOT", tmp_path)
+    told = "upscale: Using the small embedded bundle: weights/seesr-turbo is missing. README.md says how to get the "
+    for words in ([], ["--dry-run"]):
+        assert main([str(tmp_path / "in"), *words]) == 0
+        assert capsys.readouterr().err.startswith(f"{told}full model.\n")
+    assert main([str(tmp_path / "in"), "--bundle", str(tmp_path / "weights/tiny")]) == 0
+    assert "Using the small" not in capsys.readouterr().err
+    (tmp_path / "weights/seesr-turbo").symlink_to(ROOT / "weights/tiny")
+    assert main([str(tmp_path / "in")]) == 0
+    assert "Using the small" not in capsys.readouterr().err
+
+
+def test_a_bundle_is_known_by_its_files_and_not_by_its_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_photographs(tmp_path / "in", ["a.png"], 8)
+    shutil.copytree(ROOT / "weights/tiny", tmp_path / "other")
+    with (tmp_path / "other/bundle.json").open("a") as file:
+        file.write("\n")
+    words = [str(tmp_path / "in"), *FAST[:-1]]
+    assert main([*words, str(ROOT / "weights/tiny")]) == 0
+    shutil.copytree(ROOT / "weights/tiny", tmp_path / "renamed")
+    capsys.readouterr()
+    assert main([*words, str(tmp_path / "renamed")]) == 0
+    out, err = capsys.readouterr()
+    assert (out.partition(" images")[0], err) == ("0 of 1", "")
+    assert main([*words, str(tmp_path / "other")]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("1 of 1 images done")
+    assert err.startswith("upscale: 1 of the results are of another model or version, and are made again by other@")
+
+
 def test_an_empty_folder_is_no_fault(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path), *FAST]) == 0
     out, err = capsys.readouterr()
     assert out == "0 of 0 images done in 0 s\n"
     assert err == f"upscale: found no images in {tmp_path}\n"
     assert names_below(tmp_path) == []
+
+
+def test_a_folder_named_twice_does_not_block_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("in/a.jpg", "in/sub/b.jpg", "in/sub/a_upscaled.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"no image")
+    (tmp_path / "link").symlink_to("in")
+    (tmp_path / "in/sub/report.jsonl").touch()
+    for paths in (["in", "in/sub"], ["in", "link"], ["link", "in/sub", "in"]):
+        assert main([*(str(tmp_path / path) for path in paths), "--json", *FAST]) == 1
+        out, err = capsys.readouterr()
+        assert json.loads(out.splitlines()[-1])["failed"] == 3, err
+        assert "in work" not in err
+
+
+def test_a_result_beside_its_photograph_that_no_run_made_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("cat.jpg", "cat_upscaled.jpg"):
+        (tmp_path / name).write_bytes(b"no image")
+    assert main([str(tmp_path / "cat.jpg"), str(tmp_path / "cat_upscaled.jpg"), "--json", *FAST]) == 1
+    out, err = capsys.readouterr()
+    assert err.splitlines()[-1].startswith("upscale: 1 results of earlier runs are left out")
+    assert json.loads(out.splitlines()[-1])["left_out"] == 1
 
 
 @pytest.mark.slow
@@ -133,11 +198,13 @@ def test_addresses_in_and_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     assert main(["memory://in", "--out", "memory://out", *FAST]) == 0
-    assert sorted(memory.find("/out")) == ["/out/a.png", "/out/deep/b.png"]
+    assert sorted(memory.find("/out")) == ["/out/a.png", "/out/deep/b.png", "/out/report.jsonl"]
     assert sorted(row["output"] for row in rows(tmp_path / "here")) == ["memory://out/a.png", "memory://out/deep/b.png"]
     memory.pipe_file("/in/a.jpg", memory.cat_file("/in/deep/b.png"))
+    (tmp_path / "here/report.jsonl").unlink()
     assert main(["memory://in", "--out", "memory://out", *FAST]) == 0
-    assert len(rows(tmp_path / "here")) == 3
+    assert len(rows(tmp_path / "here")) == 3, "two by the copy with the results"
+    assert memory.cat_file("/out/report.jsonl") == (tmp_path / "here/report.jsonl").read_bytes()
     assert main(["memory://in/**", "--out", str(tmp_path / "out"), *FAST]) == 0
     assert names_below(tmp_path / "out") == ["a.png", "deep/b.png", "report.jsonl"]
     assert (tmp_path / "out/deep/b.png").read_bytes() == memory.cat_file("/out/deep/b.png")
@@ -218,9 +285,35 @@ def test_two_runs_at_once_do_nothing_twice(tmp_path: Path, capsys: pytest.Captur
 
 def test_a_run_below_holds_back_one_above(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_photographs(tmp_path, ["below/a.png"])
-    with Report(tmp_path / "below/report.jsonl"):
+    with another_run(tmp_path / "below/report.jsonl") as number:
         assert main([str(tmp_path), *FAST]) == 1
-    assert f"/below is in work by process {os.getpid()} on " in capsys.readouterr().err
+    assert f"/below is in work by process {number} on " in capsys.readouterr().err
+
+
+def test_a_report_above_its_folder_does_not_block_its_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/a.jpg").write_bytes(b"no image")
+    monkeypatch.chdir(tmp_path)
+    assert main(["in", "--report", "report.jsonl", *FAST]) == 1
+    assert "1 of 1 images failed" in capsys.readouterr().err
+    assert names_below(tmp_path) == ["in/a.jpg", "report.jsonl"]
+
+
+@pytest.mark.parametrize("place", ["out", "out/sub", "."])
+def test_another_report_lets_no_second_run_into_a_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], place: str
+) -> None:
+    (tmp_path / "in/sub").mkdir(parents=True)
+    (tmp_path / "in/sub/a.jpg").write_bytes(b"no image")
+    part = tmp_path / place / ".seesr-x.part"
+    with another_run(tmp_path / "first.jsonl", [str(tmp_path / place)]) as number:
+        part.touch()
+        words = [str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--report", str(tmp_path / "second.jsonl")]
+        assert main([*words, *FAST]) == 1
+        assert f"is in work by process {number} on " in capsys.readouterr().err
+        assert part.exists()
 
 
 @pytest.mark.slow

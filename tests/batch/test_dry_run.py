@@ -12,7 +12,8 @@ import pytest
 from seesr import cost
 from seesr.batch import dry_run
 from seesr.batch.__main__ import main
-from seesr.batch.job import Options
+from seesr.batch.job import Options, Row
+from seesr.batch.report import settings_of
 from seesr.settings import Settings
 from tests.batch.photographs import ROOT, names_below, write_photographs
 
@@ -56,6 +57,41 @@ def test_in_words(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatc
     assert [card[0] for card in cards] == list(cost.CARDS)
     assert [card[-1] for card in cards if card[0] == "v100"] == ["sold"]
     assert all(float(card[-1]) > 0 for card in cards if card[0] != "v100")
+
+
+def test_for_replicate_the_model_counts_only_where_its_version_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (photograph,) = write_photographs(tmp_path, ["a.jpg"])
+    stat = photograph.stat()
+    row = Row(input="a.jpg", bytes=stat.st_size, sha256="00", output="a_upscaled.png", modified=stat.st_mtime)
+    row |= Row(settings=settings_of(Settings()), model="owner/name:" + "0" * 64)
+    (tmp_path / "report.jsonl").write_text(json.dumps(row) + "\n")
+    (tmp_path / "a_upscaled.png").touch()
+    words = [str(tmp_path), "--dry-run", "--engine", "replicate", "--model"]
+    sentence = "results of other models and versions count as done here; the run makes them again"
+    for model, skipped, told in (
+        ("owner/name", 1, [f"upscale: {sentence}"]),
+        ("owner/name:" + "0" * 64, 1, []),
+        ("owner/name:" + "1" * 64, 0, []),
+    ):
+        assert main([*words, model, "--json"]) == 0
+        out, err = capsys.readouterr()
+        assert json.loads(out.splitlines()[-1])["skipped"] == skipped
+        assert err.splitlines() == told
+    assert main([*words, "owner/name", "--scale-factor", "2", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["skipped"] == 0, "settings count always"
+
+
+def test_it_says_what_it_leaves_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path), *BUNDLE]) == 0
+    assert capsys.readouterr().err == f"upscale: found no images in {tmp_path}\n"
+    write_photographs(tmp_path, ["a.jpg", "a_upscaled.png"])
+    assert main([str(tmp_path), *BUNDLE]) == 0
+    assert "1 results of earlier runs are left out" in capsys.readouterr().err
+    (tmp_path / "report.jsonl").mkdir()
+    assert main([str(tmp_path), *BUNDLE]) == 1
+    assert "report.jsonl cannot be read (Is a directory); " in capsys.readouterr().err
 
 
 def test_many_sizes_are_rounded_by_little(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import re
 import signal
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -59,6 +60,39 @@ def test_the_files_below_an_address(address: str) -> None:
         (f"{address}/a/c.png", 1),
         (f"{address}/b.png", 2),
     ]
+
+
+def test_addresses_that_say_more_than_the_path() -> None:
+    """As abfs://photos@account.dfs.core.windows.net/in, where the path is photos/in."""
+    import fsspec
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    class Account(MemoryFileSystem):
+        protocol = "account"
+
+        @classmethod
+        def _strip_protocol(cls, path: str) -> str:
+            return re.sub(r"^account://(\w+)@[^/]*", r"/\1", path).rstrip("/")
+
+    fsspec.register_implementation("account", Account, clobber=True)
+    top = "account://photos@host.net/in"
+    write(f"{top}/a.jpg", b"12")
+    write(f"{top}/deep/b.jpg", b"1")
+    names = [f"{top}/a.jpg", f"{top}/deep/b.jpg"]
+    assert [name for name, _ in files.find(top)] == names
+    assert files.match(f"{top}/*.jpg") == [(names[0], False)]
+    assert files.match(f"{top}/de*") == [(f"{top}/deep", True)]
+    assert [files.read(name) for name, _ in files.match(f"{top}/**/*.jpg")] == [b"12", b"1"]
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
+def test_results_follow_the_umask(tmp_path: Path, mask: int) -> None:
+    before = os.umask(mask)
+    try:
+        write(str(tmp_path / "a.png"), b"one")
+    finally:
+        os.umask(before)
+    assert os.stat(tmp_path / "a.png").st_mode & 0o777 == 0o666 & ~mask
 
 
 def test_nothing_is_left_where_writing_fails(place: str) -> None:

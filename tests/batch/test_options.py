@@ -36,7 +36,8 @@ def test_paths_and_options_mix() -> None:
     assert (options.paths, options.concurrency, options.out) == (["a", "b", "c"], (1, 4), "o")
     assert options.given == {"use_kds": False}
     assert parse(["a", "--engine", "replicate", "--concurrency", "8", "--budget", "5"]).concurrency == (8, 8)
-    assert parse(["a", "--", "--b"]).paths == ["a", "--b"]
+    assert parse(["a", "--", "--b", "c"]).paths == ["a", "./--b", "c"]
+    assert parse(["--engine", "ray", "--", "-x.jpg"]).paths == ["./-x.jpg"]
 
 
 @pytest.mark.parametrize(("output", "chosen"), [("o.jpeg", "jpg"), ("o.TIF", "tiff"), ("o", "png"), ("a.b/o", "png")])

@@ -41,7 +41,7 @@ def finish(jobs: list[Job], reports: dict[str, Report], settings: Settings) -> N
         Path(job.output).write_bytes(b"result")
         sha256 = hashlib.sha256(Path(job.input).read_bytes()).hexdigest()
         row = Row(input=job.input, bytes=job.bytes, sha256=sha256, output=job.output, modified=job.modified)
-        row |= Row(settings=settings_of(settings), model="model")
+        row |= Row(settings=settings_of(settings), model="model", output_bytes=len(b"result"))
         with reports[job.root] as report:
             report.append(row)
 
@@ -131,10 +131,86 @@ def test_names_that_clash_are_refused(tmp_path: Path, names: list[str], more: di
     assert planned(tmp_path, tmp_path, **more | {"name": "{stem}_{ext}_x{scale:g}"})  # as the sentence advises
 
 
+@pytest.mark.parametrize(
+    ("paths", "more", "sentence"),
+    [
+        (["photos"], {"out": "link"}, r"photos/a\.png would overwrite itself"),
+        (["photos"], {"out": "link/sub/.."}, r"photos/a\.png would overwrite itself"),
+        (["photos/a.png"], {"output": "link/a.png"}, r"photos/a\.png would overwrite itself"),
+        (["in"], {"out": "photos"}, r"in/a\.png would overwrite itself"),
+        (["photos/sub/c.jpg", "in"], {"out": "photos", "name": "a"}, r"would overwrite the input \S*in/a\.png"),
+        (["photos/b.jpg", "link/b.png"], {}, r"link/b\.png would both become \S*link/b_upscaled\.png"),
+    ],
+)
+def test_links_hide_no_clash(tmp_path: Path, paths: list[str], more: dict, sentence: str) -> None:
+    write_photographs(tmp_path, ["photos/a.png", "photos/b.jpg", "photos/b.png", "photos/sub/c.jpg"])
+    (tmp_path / "link").symlink_to("photos")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/a.png").symlink_to("../photos/a.png")
+    (tmp_path / "photos/b.png").unlink() if paths == ["photos"] else None
+    places = {name: str(tmp_path / value) if name != "name" else value for name, value in more.items()}
+    with pytest.raises(ValueError, match=sentence):
+        planned(tmp_path, *(tmp_path / path for path in paths), **places)
+
+
+def test_a_result_may_take_the_place_of_a_link(tmp_path: Path) -> None:
+    write_photographs(tmp_path, ["in/a.png", "elsewhere/a.png"])
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/a.png").symlink_to("../in/a.png")
+    assert planned(tmp_path, tmp_path / "in", out=str(tmp_path / "out")) == {"in/a.png": "out/a.png"}
+
+
+@pytest.mark.parametrize(
+    ("names", "more", "sentence"),
+    [
+        (["photo.PNG"], {"name": "{stem}"}, r"photo\.PNG would overwrite itself"),
+        (["A.jpg", "a.png"], {"out": "o"}, r"A\.jpg and \S*a\.png would both become"),
+        (["\u00e4.jpg", "a\u0308.png"], {"out": "o"}, r"would both become"),
+    ],
+)
+def test_case_does_not_count_where_the_storage_ignores_it(
+    tmp_path: Path, names: list[str], more: dict, sentence: str
+) -> None:
+    write_photographs(tmp_path / "in", names)
+    more = more | ({"out": str(tmp_path / "o")} if "out" in more else {})
+    assert len(planned(tmp_path, tmp_path / "in", **more)) == len(names)
+    for folder in (tmp_path / "in", tmp_path / "o"):  # the name of the lock, as such a storage understands it
+        folder.mkdir(exist_ok=True)
+        (folder / ".REPORT.LOCK").touch()
+    with pytest.raises(ValueError, match=sentence):
+        planned(tmp_path, tmp_path / "in", **more)
+
+
+def test_a_folder_under_two_names_is_done_once(tmp_path: Path) -> None:
+    write_photographs(tmp_path, ["in/a.jpg", "in/sub/b.jpg"])
+    (tmp_path / "link").symlink_to("in")
+    wanted = {"in/a.jpg": "in/a_upscaled.png", "in/sub/b.jpg": "in/sub/b_upscaled.png"}
+    assert planned(tmp_path, tmp_path / "in", tmp_path / "link") == wanted
+    assert planned(tmp_path, tmp_path / "in", tmp_path / "in/sub") == wanted
+    assert planned(tmp_path, tmp_path / "in/sub", tmp_path / "in", tmp_path / "link/a.jpg") == wanted
+
+
 @pytest.mark.parametrize("path", ["nowhere.jpg", "no*.jpg", "nowhere/**"])
 def test_a_path_that_names_nothing_is_refused(tmp_path: Path, path: str) -> None:
     with pytest.raises(ValueError, match=r"PATH must .*, got .*no.*"):
         planned(tmp_path, tmp_path / path)
+
+
+@pytest.mark.parametrize(
+    ("path", "sentence"),
+    [
+        ("zip://in::file:///x.zip", "without ::, got zip://in::file:///x.zip"),
+        ("simplecache::s3://bucket/in", "without ::, got simplecache::s3://bucket/in"),
+        ("ftp://me:secret@host/in", "without a password, got ftp://\\.\\.\\.@host/in; "),
+        ("zip://x::ftp://me:se:c@ret@host/in", "without a password"),
+    ],
+)
+def test_addresses_that_would_be_misread_or_tell_a_password_are_refused(path: str, sentence: str) -> None:
+    for options in (Options([path]), Options(["."], out=path), Options(["."], output=path)):
+        with pytest.raises(ValueError, match=sentence) as refused:
+            Inputs(options, Naming(options))
+        assert "secret" not in str(refused.value)
+        assert "ret@" not in str(refused.value)
 
 
 @pytest.mark.parametrize(
@@ -169,6 +245,36 @@ def test_results_of_earlier_runs_are_no_inputs(tmp_path: Path) -> None:
     assert planned(tmp_path, *sorted(tmp_path.iterdir())) == mine
     alone = {"a_upscaled.png": "a_upscaled_upscaled.png"}
     assert planned(tmp_path, tmp_path / "a_upscaled.png") == alone
+
+
+def test_what_is_left_out_as_a_result_is_counted(tmp_path: Path) -> None:
+    paths = write_photographs(tmp_path, ["cat.jpg", "cat_upscaled.jpg", "dog.jpg"])
+    for words in (paths, [tmp_path], [tmp_path, *paths]):
+        plan, _ = make_plan(*words)
+        assert [Path(found.name).name for found in plan.found] == ["cat.jpg", "dog.jpg"]
+        assert plan.notes == ["1 results of earlier runs are left out; give one alone to upscale it again"]
+    plan, reports = make_plan(paths[2])
+    finish(list(plan.jobs()), reports, Settings())
+    paths[1].unlink()
+    assert make_plan(tmp_path)[0].notes == [], "the report names it"
+
+
+def test_results_are_known_through_a_link(tmp_path: Path) -> None:
+    write_photographs(tmp_path, ["photos/a.jpg"])
+    (tmp_path / "link").symlink_to("photos")
+    for name in ("{stem}_x2", "b"):
+        more = {"out": str(tmp_path / "link"), "name": name}
+        plan, reports = make_plan(tmp_path / "photos", **more)
+        finish(list(plan.jobs()), reports, Settings())
+        again, _ = make_plan(tmp_path / "photos", **more)
+        assert [Path(found.name).name for found in again.found] == ["a.jpg"]
+
+
+def test_a_link_that_leads_to_itself_is_no_folder(tmp_path: Path) -> None:
+    write_photographs(tmp_path, ["a.jpg"])
+    for name in ("loop", "loop.jpg"):
+        (tmp_path / name).symlink_to(name)
+    assert planned(tmp_path, tmp_path) == {"a.jpg": "a_upscaled.png", "loop.jpg": "loop_upscaled.png"}
 
 
 def test_results_that_a_report_names_are_no_inputs(tmp_path: Path) -> None:
@@ -228,6 +334,42 @@ def test_what_is_done_is_skipped_unless_something_changed(tmp_path: Path) -> Non
     assert left() == ["b.png"]
 
 
+@pytest.mark.parametrize("content", [b"", b"resul", b"results"])
+def test_a_damaged_result_is_done_again(tmp_path: Path, content: bytes) -> None:
+    write_photographs(tmp_path, ["a.png"])
+    plan, reports = make_plan(tmp_path)
+    finish(list(plan.jobs()), reports, Settings())
+    assert planned(tmp_path, tmp_path) == {}
+    (tmp_path / "a_upscaled.png").write_bytes(content)
+    assert planned(tmp_path, tmp_path) == {"a.png": "a_upscaled.png"}
+    report = tmp_path / "report.jsonl"
+    report.write_text(report.read_text().replace(', "output_bytes": 6', ""))
+    assert planned(tmp_path, tmp_path) == {}, "older reports do not tell"
+
+
+def test_each_result_of_an_image_is_remembered(tmp_path: Path) -> None:
+    write_photographs(tmp_path, ["a.png"])
+    for scale in (1, 2):
+        more = {"settings": Settings(scale_factor=scale), "name": "{stem}_x{scale:g}"}
+        plan, reports = make_plan(tmp_path, **more)
+        finish(list(plan.jobs()), reports, more["settings"])
+        (again,) = [make_plan(tmp_path, **more)[0]]
+        assert list(again.jobs()) == []
+    first = {"settings": Settings(scale_factor=1), "name": "{stem}_x{scale:g}"}
+    assert planned(tmp_path, tmp_path, **first) == {}
+
+
+def test_what_a_run_on_a_folder_below_did_is_done(tmp_path: Path) -> None:
+    write_photographs(tmp_path, ["a.png", "sub/b.png", "sub/deep/c.png"])
+    plan, reports = make_plan(tmp_path / "sub")
+    finish(list(plan.jobs()), reports, Settings())
+    for paths in ([tmp_path], [tmp_path, tmp_path / "sub"]):
+        assert planned(tmp_path, *paths) == {"a.png": "a_upscaled.png"}
+    (tmp_path / "sub/deep/c_upscaled.png").write_bytes(b"")
+    wanted = {"a.png": "a_upscaled.png", "sub/deep/c.png": "sub/deep/c_upscaled.png"}
+    assert planned(tmp_path, tmp_path) == wanted
+
+
 def test_a_failed_image_is_done_again(tmp_path: Path) -> None:
     write_photographs(tmp_path, ["a.png"])
     plan, reports = make_plan(tmp_path)
@@ -255,7 +397,7 @@ def test_an_unreadable_folder_is_told() -> None:
             os.seteuid(before)
             (folder / "locked").chmod(0o700)
     assert [Path(found.name).name for found in plan.found] == ["a.jpg"]
-    (sentence,) = plan.unreadable
+    (sentence,) = plan.notes
     assert sentence.endswith("/locked cannot be read (Permission denied) and is left out")
 
 

@@ -12,7 +12,7 @@ from seesr.batch.interrupt import Interrupts
 from seesr.batch.job import Row
 from seesr.batch.progress import Progress, summary_lines
 
-DONE = Row(input="a\n.jpg", width=1000, height=2000, seconds=2.0, retries=1, cost=0.5)
+DONE = Row(input="a\n.jpg", width=1000, height=2000, seconds=2.0, retries=1)
 
 
 class Terminal(io.StringIO):
@@ -22,31 +22,35 @@ class Terminal(io.StringIO):
 
 def test_a_terminal_gets_a_bar_in_megapixels() -> None:
     screen = Terminal()
-    told = Progress(4, lambda: 8.0, screen)
+    cost = iter([0.5, 0.75, 1.25])
+    told = Progress(4, lambda: 8.0, lambda: next(cost), screen)
     told.add(DONE)
-    told.add(Row(input="b.jpg", error="no image", cost=0.25))
+    told.add(Row(input="b.jpg", error="no image"))
     told.add(DONE)
     told.close()
-    bars = [bar for bar in screen.getvalue().split("\r") if "2 done, 1 failed" in bar]
+    bars = [bar for bar in screen.getvalue().split("\r") if "2 done, 1 failed, $1.25" in bar]
     assert " 50%|" in bars[-1]
     assert "| 4.0/8.0 MP [" in bars[-1]
 
 
 def test_a_log_gets_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
     log = io.StringIO()
-    told = Progress(4, lambda: 8.0, log)
+    told = Progress(4, lambda: 8.0, stream=log)
     told.add(DONE)
     assert log.getvalue() == ""
     monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0)
     told.add(DONE)
     told.close()
     assert log.getvalue() == "upscale: 4.0 of 8.0 megapixels, 2 of 4 images, 0 failed, 0 minutes, 0 left\n"
+    paid = Progress(4, lambda: 8.0, lambda: 1.5, log)
+    paid.add(DONE)
+    assert log.getvalue().endswith("0 failed, 0 minutes, 0 left, $1.50\n")
 
 
 def test_the_summary(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "MOST_FAILED", 1)
-    told = Progress(5, lambda: 4.0, io.StringIO())
-    for row in (DONE, Row(input="b\n.jpg", error="no image", cost=0.25), Row(input="c.jpg", error="none")):
+    told = Progress(5, lambda: 4.0, lambda: 0.75, io.StringIO())
+    for row in (DONE, Row(input="b\n.jpg", error="no image"), Row(input="c.jpg", error="none")):
         told.add(row)
     found = told.summary(skipped=2)
     assert found["slowest"] == {"input": "a\n.jpg", "seconds": 2.0}

@@ -3,11 +3,13 @@
 import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,14 @@ import psutil
 import pytest
 from PIL import Image
 
-from seesr.batch import ray_bundle
+from seesr.batch import ray_bundle, ray_cluster
 from seesr.batch.job import Job, Options, Row, StoppedError, bundle_id
 from seesr.batch.local import LocalEngine
 from seesr.batch.ray_cluster import ALONE, QUIET, connect
 from seesr.batch.ray_engine import RayEngine
+from seesr.batch.run import make_engine
 from seesr.settings import Settings
+from tests.batch.conftest import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = Settings(seed=1, scale_factor=2, num_inference_steps=1)
@@ -137,7 +141,9 @@ def test_a_killed_worker_and_a_lost_node_change_no_byte(
 @needs_ray
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # Ray's, that waits for workers
-def test_what_stops_a_run_is_one_sentence(cluster: Any, images: list[Path], tmp_path: Path) -> None:
+def test_what_stops_a_run_is_one_sentence(
+    cluster: Any, images: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     import torch
 
     engine = RayEngine(options(ray_address=cluster.address))
@@ -146,13 +152,15 @@ def test_what_stops_a_run_is_one_sentence(cluster: Any, images: list[Path], tmp_
         list(engine.run(jobs(images, tmp_path)))
 
     engine = RayEngine(options(ray_address=cluster.address))
-    engine.patience = 5.0
+    engine.first_patience, engine.quiet = 5.0, 1.0
     torch.set_num_threads(2)
     try:
         with pytest.raises(StoppedError, match="each takes 2 CPUs, the cluster has 2 CPUs and 0 GPUs on 2 nodes: add"):
             list(engine.run(jobs(images, tmp_path)))
     finally:
         torch.set_num_threads(1)
+    (warning,) = caplog.messages
+    assert re.match(r"Waiting for a worker: no worker made progress for \d s; each takes 2 CPUs, the cluster", warning)
     assert results(tmp_path) == []
 
 
@@ -203,6 +211,9 @@ def test_an_image_that_kills_its_worker_is_given_up(cluster: Any, images: list[P
         ray.get(feed.put.remote([json.dumps(sent)] * 2, []))
         for _ in range(ATTEMPTS):
             ray.get(feed.begin.remote(1))
+        waiting: Any = ray.remote(Feed).options(num_cpus=0).remote()
+        worker = Worker(Setup(SETTINGS, bundle, bundle_id(bundle), None, 0, 1, 1.0), waiting)
+        wait_until(lambda: ray.get(waiting.silence.remote())[1])  # the first sign comes before the first job
         worker = Worker(Setup(SETTINGS, bundle, bundle_id(bundle), None, 0, 1, 1.0), feed)
         answers = [json.loads(worker({"index": [i], "job": [json.dumps(sent)]})["answer"][0]) for i in range(2)]
         assert answers[0]["row"]["output"] == str(tmp_path / "2.png")
@@ -234,6 +245,31 @@ def test_a_bundle_that_workers_lack_is_unpacked_and_checked(
 
 
 def test_without_ray_one_sentence_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(StoppedError, match="--engine ray needs Ray; install it by `scripts/setup ray`"):
-        RayEngine(options())
+        make_engine(options(engine="ray"))
+
+
+@needs_ray
+def test_inputs_are_those_that_the_command_saw(tmp_path: Path) -> None:
+    """The photographs of another machine may have the same names."""
+    from seesr.batch.ray_worker import check_storage
+
+    path = tmp_path / "a.jpg"
+    path.write_bytes(b"image")
+    job = Job(str(path), "memory://out/a.png", "memory://out", 5, path.stat().st_mtime)
+    check_storage(job, "")
+    for other in (replace(job, bytes=6), replace(job, modified=1.0), replace(job, input=f"{path}x")):
+        with pytest.raises(StoppedError, match=r"does not see the same .* as the command; put inputs on storage that"):
+            check_storage(other, "")
+    path.unlink()
+    check_storage(replace(job, bytes=0, modified=None), "")  # the command could not read it either
+
+
+def test_a_card_is_waited_for_on_a_cluster_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_cluster, "nodes", lambda: [{"CPU": 8.0}])
+    assert ray_cluster.choose_share("t4", 2, shared=False) == (2, 0)
+    assert ray_cluster.choose_share("t4", 2, shared=True) == (1, 1)
+    assert ray_cluster.choose_share(None, 2, shared=True) == (2, 0)
+    monkeypatch.setattr(ray_cluster, "nodes", lambda: [{"CPU": 8.0, "GPU": 1.0}])
+    assert ray_cluster.choose_share(None, 2, shared=False) == (1, 1)

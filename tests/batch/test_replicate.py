@@ -18,11 +18,14 @@ import pytest
 import replicate
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from replicate.prediction import Prediction
 
 from seesr import cost, images
 from seesr.batch import predictions, replicate_engine, retry
 from seesr.batch.job import Job, Options, StoppedError
+from seesr.batch.remote import cost_of
 from seesr.batch.replicate_engine import ReplicateEngine
+from seesr.batch.run import make_engine
 from seesr.settings import Settings
 from tests.batch.conftest import MODEL, start_long, wait_until
 from tests.replicate_api import ReplicateApi, Request
@@ -104,8 +107,9 @@ def test_what_is_run_must_be_named_well() -> None:
 
 def test_a_missing_client_is_told_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "replicate", None)
-    pinned = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["replicate"]
-    assert f"run `pip install {pinned[0]}`" in stop_of()
+    with pytest.raises(StoppedError, match=r"needs Replicate's client; install it by `scripts/setup deploy` or `pip "):
+        make_engine(Options([], engine="replicate", model=MODEL))
+    assert "replicate" in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 
 
 def test_a_wrong_token_stops_with_a_sentence(api: ReplicateApi, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,12 +146,35 @@ def test_without_a_network_the_run_does_not_start(api: ReplicateApi, monkeypatch
     assert "no connection to Replicate (Request URL is missing" in stop_of()
 
 
-def test_a_budget_needs_a_price(api: ReplicateApi, version: str) -> None:
+def test_what_a_prediction_cost() -> None:
+    """A canceled one was paid as long as it ran."""
+
+    def cost(status: str, started_at: str | None, metrics: dict[str, float] | None) -> float:
+        view: Any = {"id": "x", "model": MODEL, "version": "v", "source": "api", "input": {}, "urls": {}, "logs": ""}
+        view |= {"status": status, "started_at": started_at, "metrics": metrics}
+        return cost_of(Prediction(**view, output=None, error=None), price=0.1, estimate=0.25)
+
+    begun = "2026-01-01T00:00:00Z"
+    assert cost("canceled", begun, {"predict_time": 2.0}) == 0.2
+    assert cost("canceled", begun, None) == 0.25
+    assert cost("processing", begun, {}) == 0.25, "Replicate did not take the cancellation"
+    assert cost("starting", None, None) == 0.25
+    assert cost("canceled", None, None) == 0, "it never ran"
+
+
+def test_a_budget_needs_a_price(api: ReplicateApi, version: str, caplog: pytest.LogCaptureFixture) -> None:
     assert "--budget needs a price, and none is known for the hardware of a model" in stop_of(budget=5.0)
     assert "none is known for auto" in stop_of(budget=5.0, gpu="auto")
     for gpu in ("t4", "gpu-t4"):
         assert engine_of(budget=5.0, gpu=gpu).price == 0.000225
-    assert engine_of().model == f"{MODEL}:{version}" == engine_of(model=f"{MODEL}:{version}").model
+    assert caplog.messages == []
+    engine = engine_of()
+    assert engine.cost is None
+    (warning,) = caplog.messages
+    assert warning.startswith(
+        "The cost is not shown: it needs a price, and none is known for the hardware of a model: "
+    )
+    assert engine.model == f"{MODEL}:{version}" == engine_of(model=f"{MODEL}:{version}").model
 
 
 def test_images_that_cannot_be_done_are_rows_and_cost_nothing(api: ReplicateApi, version: str, folder: Path) -> None:
@@ -348,13 +375,16 @@ def test_a_deployment_runs_its_release_at_the_price_of_its_hardware(
     client.deployments.update("owner", "batch", version=api.add_version(*MODEL.split("/")))
     with pytest.raises(StoppedError, match=f"owner/batch now runs version [0-9a-f]+, not {version}: run this again"):
         list(do(engine, jobs))
-    assert list(api.predictions.values())[-1].view["status"] == "canceled"
+    view = list(api.predictions.values())[-1].view
+    assert view["status"] == "canceled"
+    assert (engine.budget.spent > 0) == (view["started_at"] is not None), "it is paid if it ran"
 
 
 @pytest.mark.slow
 def test_closing_cancels_what_runs(api: ReplicateApi, version: str, folder: Path) -> None:
     end = start_long(api)
-    running = engine_of(concurrency=(1, 3)).run(jobs_of(folder))
+    engine = engine_of(concurrency=(1, 3), gpu="t4")
+    running = engine.run(jobs_of(folder))
     thread = threading.Thread(target=lambda: (wait_until(lambda: len(api.predictions) == 4), end()))
     thread.start()
     next(running)
@@ -364,6 +394,9 @@ def test_closing_cancels_what_runs(api: ReplicateApi, version: str, folder: Path
     assert sorted(statuses)[:2] != ["succeeded", "succeeded"]
     assert "starting" not in statuses
     assert "processing" not in statuses
+    views = [job.view for job in list(api.predictions.values())[1:]]
+    known = sum(view.get("metrics", {}).get("predict_time", 0) for view in views)
+    assert engine.budget.spent >= 0.99 * 0.000225 * known, "what is paid counts, whether it gave a row or not"
     assert not [name for name in api.files if name.startswith("uploads/")]
     assert [thread for thread in threading.enumerate() if thread.name.startswith("replicate")] == []
 
@@ -380,10 +413,12 @@ def test_an_interrupt_cancels_what_runs_and_the_next_run_does_the_rest(
 
     thread = threading.Thread(target=interrupt)
     thread.start()
+    engine = engine_of(gpu="t4")
     with pytest.raises(KeyboardInterrupt):
-        rows.extend(do(engine_of(), jobs))
+        rows.extend(do(engine, jobs))
     thread.join()
     assert rows == []
+    assert engine.cost == 0, "what waited was never run"
     assert {job.view["status"] for job in list(api.predictions.values())[1:]} == {"canceled"}
     end()
     rows.extend(do(engine_of(), jobs))
