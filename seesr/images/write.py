@@ -2,7 +2,7 @@
 
 import logging
 import os
-import tempfile
+import secrets
 import zlib
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -65,14 +65,13 @@ def save_image(opened: OpenedImage, result: Image.Image | Upscaled, path: str | 
     such sides.
     """
     path = Path(path)
-    handle, name = tempfile.mkstemp(suffix=path.suffix, dir=path.parent)
+    part = path.with_name(f".seesr-{secrets.token_hex(8)}.part")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with part.open("xb") as file:  # unlike those of tempfile it gets the rights that the umask leaves
             write_image(opened, result, file, settings)
-        Path(name).chmod(0o644)
-        os.replace(name, path)
+        os.replace(part, path)
     finally:
-        Path(name).unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
 
 
 def write_image(opened: OpenedImage, result: Image.Image | Upscaled, file: BinaryIO, settings: Settings) -> None:
