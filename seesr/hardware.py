@@ -50,15 +50,16 @@ _MALLOC = {-4: 0, -1: 2**31 - 1, -2: 2**28, -8: 1}
 CPU = Profile("cpu", 0, torch.float32, latent_tile=128, tile_batch=1, vae_tile=128)
 
 # Latent tiles of 64 on every card: the training size of SD-Turbo and SeeSR, and the least work, since self-attention is
-# quadratic (docs/performance.md). With one size a seed gives nearly the same image on every card. VAE tiles only where
-# an untiled image of 4096 x 4096 does not fit.
+# quadratic (docs/performance.md). With one size a seed gives nearly the same image on every card. VAE tiles of 256 hold
+# fewer than 2^31 elements in each layer (256 channels of 2048 x 2048 pixels): beyond, cuDNN before 9.3, which comes
+# with the torch of cog.yaml, leaves convolutions to a way that needs nine times the memory.
 _GPUS = (  # name, GB, tiles at once, VAE tile, words of the card's name
     ("t4", 16, 8, 128, ("T4",)),
     ("v100", 16, 8, 128, ("V100",)),
-    ("a40-large", 48, 16, 0, ("A40",)),
-    ("l40s", 48, 16, 0, ("L40S",)),
-    ("a100-large", 80, 32, 0, ("A100",)),
-    ("h100", 80, 32, 0, ("H100", "H200")),
+    ("a40-large", 48, 16, 256, ("A40",)),
+    ("l40s", 48, 16, 256, ("L40S",)),
+    ("a100-large", 80, 32, 256, ("A100",)),
+    ("h100", 80, 32, 256, ("H100", "H200")),
 )
 GPUS = {row[0]: Profile(row[0], row[1], torch.float16, 64, *row[2:]) for row in _GPUS}
 
@@ -126,12 +127,22 @@ def responds(device: str) -> bool:
 
 
 def use_fast_attention(device: str, *models: Any) -> str:
-    """Turn on xformers in diffusers models if it is installed and the device is a GPU. Returns what is used."""
-    if device.startswith("cuda") and importlib.util.find_spec("xformers") is not None:
-        for model in models:
-            model.enable_xformers_memory_efficient_attention()
-        return "xformers"
-    return "torch SDPA"
+    """Turn on xformers in diffusers models if it is installed and the device is a GPU. Returns what is used.
+
+    Its kernels take heads whose width is a multiple of 8; a model with another one keeps torch's attention.
+    """
+    if not device.startswith("cuda") or importlib.util.find_spec("xformers") is None:
+        return "torch SDPA"
+    fitting = [model for model in models if all(width % 8 == 0 for width in head_widths(model))]
+    for model in fitting:
+        model.enable_xformers_memory_efficient_attention()
+    return "xformers" if len(fitting) == len(models) else f"xformers in {len(fitting)} of {len(models)} networks"
+
+
+def head_widths(model: Any) -> set[int]:
+    """Channels of one head, of every attention in a diffusers model"""
+    layers = [module for module in model.modules() if hasattr(module, "to_q") and hasattr(module, "heads")]
+    return {layer.to_q.out_features // layer.heads for layer in layers}
 
 
 def synchronize(device: str) -> None:
@@ -179,6 +190,12 @@ def free_memory(device: str) -> int:
     else:
         free = min(psutil.virtual_memory().available, cgroup_memory())
     return int(USABLE_SHARE * free)
+
+
+def is_named_card(device: str, profile: Profile) -> bool:
+    """Whether a GPU is the card that its profile is named after, by its memory: an H200 works with that of the H100."""
+    share = torch.cuda.get_device_properties(device).total_memory / (profile.memory * 1e9)
+    return 1 / MEMORY_TOLERANCE < share < MEMORY_TOLERANCE
 
 
 def limit_memory(device: str, size: float | None) -> None:

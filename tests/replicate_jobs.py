@@ -88,7 +88,10 @@ class Runner:
         return status, answer
 
     def _submit_later(self, job: Job) -> None:
-        while job.view["status"] == "starting" and self._submit(job)[0] == 409:
+        while job.view["status"] == "starting":
+            with contextlib.suppress(OSError):  # a connection that broke
+                if self._submit(job)[0] != 409:
+                    return
             time.sleep(0.05)
 
     def update(self, job: Job, news: dict[str, Any]) -> None:

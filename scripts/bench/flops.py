@@ -22,6 +22,8 @@ from seesr.pipeline import SeeSR
 from seesr.settings import Settings
 from seesr.sizes import Size
 
+from diffusers.models.attention_processor import AttnProcessor2_0
+
 STAGES = ("tag", "text", "encode", "ControlNet", "UNet", "blend", "decode", "color")
 """The counted stages of an upscale. "blend" is what joins tiles and steps."""
 
@@ -100,6 +102,9 @@ def without_values(seesr: SeeSR) -> SeeSR:
         for name in ("unet", "controlnet", "vae", "tiny_vae", "text_encoder")
         if (model := getattr(components, name)) is not None
     }
+    for network in networks.values():
+        if hasattr(network, "set_attn_processor"):  # xformers computes on a GPU only
+            network.set_attn_processor(AttnProcessor2_0())
     tagger = Tagger(to_meta(components.tagger.model), components.tagger.tags, components.tagger.thresholds)
     return type(seesr)(replace(components, tagger=tagger, **networks), seesr.profile, "meta")
 

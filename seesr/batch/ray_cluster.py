@@ -27,6 +27,7 @@ QUIET = {
 ALONE = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # on Linux too it makes every server listen on 127.0.0.1 only
     "RAY_AUTH_MODE": "token",  # other users of this machine are kept out
+    "MALLOC_ARENA_MAX": "1",  # as cog.yaml
     "OMP_WAIT_POLICY": "PASSIVE",  # threads that wait leave the cores to other workers
 }
 

@@ -80,8 +80,8 @@ def _hold(path: Path, roots: Sequence[str], ready: Any, end: Any) -> None:
         end.wait(30)
 
 
-def wait_until(holds: Callable[[], object]) -> None:
+def wait_until(holds: Callable[[], object], told: Callable[[], object] = lambda: "") -> None:
     end = time.monotonic() + 120
     while not holds():
-        assert time.monotonic() < end
+        assert time.monotonic() < end, told()
         time.sleep(0.01)

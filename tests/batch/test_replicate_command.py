@@ -90,7 +90,8 @@ def test_an_interrupted_run_pays_for_nothing_twice(
             running.kill()
     assert running.returncode == 130, errors
     assert "upscale: interrupted; run it again to go on" in errors
-    wait_until(lambda: not {"starting", "processing"} & {job.view["status"] for job in api.predictions.values()})
+    views = [job.view for job in api.predictions.values()]
+    wait_until(lambda: not {"starting", "processing"} & {view["status"] for view in views}, lambda: (errors, views))
     assert len(rows(tmp_path)) == succeeded(api)
     second = run(*words)
     assert second.status == 0, second.err

@@ -135,7 +135,7 @@ def test_the_whole_command_runs_on_a_cpu(
     done = {name for name, status in statuses.items() if status != "not run"}
     checks = {"golden parity, fp32", "a seed repeats"}
     sizes = {"32 -> 128, 1 step(s)", "32 -> 128, 1 step(s), fast_vae"}
-    assert done == checks | sizes | {"ceilings", "setup"}
+    assert done == checks | sizes | {"ceilings", "setup", "weights"}
     assert {found["rows"][name]["text"] for name in statuses.keys() - done} == {
         "needs a CUDA card",
         "a CPU runs in fp32",
