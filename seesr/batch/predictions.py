@@ -4,7 +4,7 @@ import logging
 import re
 import threading
 from collections.abc import Callable
-from time import monotonic
+from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -136,8 +136,13 @@ class Predictions:
         return max(shortest, self.in_flight * shortest / 10, min(waited / 10, 10))
 
     def _cancel(self, prediction: "Prediction") -> None:
+        """Until it has ended: it may still succeed, and tells then what is paid."""
+        end = monotonic() + LAST_PATIENCE
         try:
             self._stopping.call(prediction.cancel)
-            self._stopping.call(prediction.reload)  # for the time that is paid
+            self._stopping.call(prediction.reload)
+            while prediction.status not in ENDED and monotonic() < end:
+                sleep(self.client.poll_interval)
+                self._stopping.call(prediction.reload)
         except (RefusedError, ServiceError) as error:
             log.warning("Prediction %s goes on and costs money: %s.", prediction.id, error)
