@@ -16,6 +16,9 @@ INPUT = 0
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 """Events without Gradio's own spinners, and without an API of the page's own."""
 
+HIDE = "() => ({__type__: 'update', visible: false})"
+"""In the browser, at once: an answer of the server might come after that of a later run, and hide its problem."""
+
 POLL = 0.25
 """Seconds between two looks at a request under way."""
 
@@ -40,9 +43,9 @@ class Page(Parts):
                 self.photograph.clear(self._remove, self.values, given, **QUIET)
             self.uploader.upload(self._take_more, [self.uploader, *self.values], given, **QUIET)
             self.examples.click(self._take_example, [self.examples, *self.values], given, **QUIET)
-        foreseen = [self.facts, self.problem]
         for value in self.values:
-            value.change(self._foresee, self.values, foreseen, trigger_mode="always_last", **QUIET)
+            value.change(None, None, self.problem, js=HIDE, queue=False, **QUIET)
+            value.change(self._foresee, self.values, [self.facts], trigger_mode="always_last", **QUIET)
         timer = gr.Timer(2)
         gr.on([timer.tick, self.blocks.load], self._watch, None, [self.status, self.empty], queue=False, **QUIET)
         self.blocks.unload(self._leave)
@@ -116,7 +119,7 @@ class Page(Parts):
     def _foresee(self, request: gr.Request, *values: Any) -> Updates:
         visit = self._visit(request)
         self.studio.foresee(visit, self._named(values))
-        return {self.facts: panels.facts(visit.sources, visit.forecasts)} | self._tell("")
+        return {self.facts: panels.facts(visit.sources, visit.forecasts)}
 
     def _run(self, request: gr.Request, *values: Any) -> Iterator[Updates]:
         visit, rest = self._visit(request), values

@@ -289,7 +289,6 @@ def test_the_sentence_of_what_cannot_be_comes_before_running(page: Page) -> None
     expect(problem).not_to_be_visible()
     steps = page.locator("#input-num_inference_steps input[type=number]")
     steps.fill("9")
-    page.wait_for_timeout(5000)  # the forecast of the change comes first, and takes the last problem away
     steps.press("Control+Enter")
     expect(problem).to_have_text("num_inference_steps: 9 is greater than the maximum of 4", timeout=SECONDS)
     expect(page.locator(".toast-body")).to_have_count(0)
