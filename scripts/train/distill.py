@@ -1,16 +1,16 @@
-"""Distil a teacher's crispness into a bundle: continue it towards the mean of its own results and the teacher's.
+"""Make a bundle crisper: continue it towards the mean of a teacher's results and the originals.
 
-    .venv/bin/python -m scripts.train.distill --start weights/tiny --pairs 900 --iterations 4000 --out work-bundle
+    .venv/bin/python -m scripts.train.distill --start weights/tiny --pairs 675 --iterations 4000 --out work-bundle
 
-The pairs come from scripts.train.teacher. Starts, stops and continues as scripts.train.train does. Needs the packages
-of `scripts/setup eval`.
+The pairs come from scripts.train.teacher; --original does without a teacher. Starts, stops and continues as
+scripts.train.train does. Needs the packages of `scripts/setup eval`.
 """
 
 import argparse
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from scripts.eval.metrics import DeepDistance
 from scripts.train.data import Photographs, read_listing, to_pixels
 from scripts.train.losses import Adversary, contrast_l1, gradient_l1, grain_l1, harm, l1, predict, random_prompt
 from scripts.train.model import Bundle
-from scripts.train.pairs import Pairs, TargetBatch, read_pairs
+from scripts.train.pairs import Pairs, TargetBatch, of_original, read_pairs
 from scripts.train.train import ROOT, Plan, Training, export
 from seesr import bundle as bundles
 from seesr import hardware
@@ -35,32 +35,32 @@ TEACHER = {"teacher": "BSD-3-Clause (Real-ESRGAN x4plus; Copyright (c) 2021, Xin
 
 @dataclass(frozen=True)
 class DistillPlan(Plan):
-    """The first `pairs` of the folder are used. `original` makes the truth the target, a control."""
+    """The first `pairs` of the folder are used. With `original` the truth of fresh crops is the target."""
 
-    rate: float = 5e-4
+    batch: int = 4
     report: int = 500
-    pairs: int = 900
+    pairs: int = 675
     original: bool = False
 
 
-class TeacherLoss:
+class CrispLoss:
     """The loss behind the decoder and the colour fix. Five of six batches are the first step (t = 999).
 
-    After `critic_after` calls a critic joins in, for which the texture is real. 5 % of the batches take the negative
-    prompt with the resized input as the target. `features` needs the packages of `scripts/setup eval`.
+    5 % of the batches take the negative prompt with the resized input as the target. `features` needs the packages of
+    `scripts/setup eval`.
     """
 
-    GRADIENT, FEATURES, CONTRAST, GRAIN, HARM, RAW, RECONSTRUCTION = 1.0, 0.04, 2.0, 0.05, 0.1, 0.05, 0.3
-    """Weights. HARM compares with the original, GRAIN with the texture; without them BRISQUE and PSNR get worse."""
+    GRADIENT, FEATURES, CONTRAST, GRAIN, HARM, RAW, RECONSTRUCTION = 1.0, 0.15, 1.0, 0.3, 1.0, 0.05, 0.3
+    """Weights. FEATURES and HARM compare with the original, CONTRAST, GRAIN and the critic with the texture."""
     FIRST = 0.83
 
-    def __init__(self, device: torch.device, critic_after: int, features: bool = True) -> None:
+    def __init__(self, device: torch.device, features: bool = True) -> None:
         self.distance = DeepDistance(1, (0, 2, 4)).to(device) if features else None
-        self.adversary, self.critic_after, self.calls = Adversary(device), critic_after, 0
+        self.adversary = Adversary(device)
+        self.state_dict, self.load_state_dict = self.adversary.state_dict, self.adversary.load_state_dict
 
     def __call__(self, bundle: Bundle, batch: TargetBatch, random: np.random.Generator) -> Tensor:
-        """A batch -> a scalar; takes one step of the critic once that has joined in"""
-        self.calls += 1
+        """A batch -> a scalar; takes one step of the critic, except where the prompt is negative"""
         target, prompts = batch.target, [random_prompt(tags, random) for tags in batch.tags]
         if negative := random.random() < 0.05:
             target, prompts = batch.control, [Settings.negative_prompt] * len(prompts)
@@ -75,23 +75,14 @@ class TeacherLoss:
         return loss
 
     def texture_loss(self, result: Tensor, batch: TargetBatch) -> Tensor:
-        """How far local contrast, grain, features and, with the critic, patches are from those of the texture"""
+        """How far local contrast, grain and patches are from the texture, and features from the original"""
         loss = self.CONTRAST * contrast_l1(result, batch.texture) + self.GRAIN * grain_l1(result, batch.texture)
         if self.distance:
-            loss = loss + self.FEATURES * self.distance(result, batch.texture)
-        if self.calls > self.critic_after:
-            loss = loss + self.adversary(result, replace(batch, truth=batch.texture))
-        return loss
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"adversary": self.adversary.state_dict(), "calls": self.calls}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.adversary.load_state_dict(state["adversary"])
-        self.calls = state["calls"]
+            loss = loss + self.FEATURES * self.distance(result, batch.truth)
+        return loss + self.adversary(result, replace(batch, truth=batch.texture))
 
 
-class TeacherTraining(Training):
+class CrispTraining(Training):
     """Validated at one step. The best has the lowest deep distance of those that keep LEAST_GAIN and LEAST_WORST."""
 
     stage, name, module = 6, "distill", "scripts.train.distill"
@@ -139,7 +130,7 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=4000)
     parser.add_argument("--batch", type=int, default=DistillPlan.batch, help="crops of 128 pixels per iteration")
     parser.add_argument("--rate", type=float, default=DistillPlan.rate, help="largest learning rate")
-    parser.add_argument("--original", action="store_true", help="the original as the target: a control")
+    parser.add_argument("--original", action="store_true", help="no teacher: fresh crops, the original as the target")
     parser.add_argument(
         "--work", type=Path, default=ROOT / "work-distill/run", help="checkpoints; a new run continues them"
     )
@@ -156,21 +147,30 @@ def main() -> None:
     if arguments.last:
         training.keep_last()
     before = bundles.read_json(arguments.start / "bundle.json")
-    before["licences"] = {**before["licences"], **TEACHER}
+    if not arguments.original:
+        before["licences"] = {**before["licences"], **TEACHER}
     export(training, read_listing(), arguments.out, before)
 
 
-def start(arguments: argparse.Namespace) -> TeacherTraining:
+def start(arguments: argparse.Namespace) -> CrispTraining:
     held_out = [entry | {"file": f"{entry['package']}/{entry['path']}"} for entry in photographs.listed("validate")]
     photographs.fetch_debian(held_out, arguments.photographs)
     named = {name: getattr(arguments, name) for name in ("iterations", "batch", "rate", "seed", "pairs", "original")}
     plan = DistillPlan(**named)
-    pairs = Pairs(read_pairs(arguments.pairs_folder, plan.pairs), plan.original)
-    draw = functools.partial(pairs.batch, size=plan.crop, count=plan.batch)
+    draw = functools.partial(draw_of(plan, arguments), size=plan.crop, count=plan.batch)
     validation = Photographs(arguments.photographs, held_out).validation(256)[::2]  # one crop of each
-    loss = functools.partial(TeacherLoss, critic_after=plan.iterations * 2 // 3)
     components = bundles.load(arguments.start)
-    return TeacherTraining(plan, components, draw, validation, arguments.work, arguments.device, loss)
+    return CrispTraining(plan, components, draw, validation, arguments.work, arguments.device, CrispLoss)
+
+
+def draw_of(plan: DistillPlan, arguments: argparse.Namespace) -> Callable[..., TargetBatch]:
+    """Random numbers, `size` and `count` -> a batch of pairs or, for `original`, of fresh crops of the photographs"""
+    if not plan.original:
+        return Pairs(read_pairs(arguments.pairs_folder, plan.pairs)).batch
+    entries = read_listing()
+    photographs.fetch_debian(entries, arguments.photographs)
+    crops = Photographs(arguments.photographs, entries)
+    return lambda random, size, count: of_original(crops.batch(random, size, count))
 
 
 if __name__ == "__main__":

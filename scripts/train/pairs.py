@@ -1,4 +1,4 @@
-"""Crops with a teacher's and a bundle's results in memory and in files, and the batches that are drawn from them."""
+"""Crops with a teacher's results in memory and in files, and the batches that are drawn from them."""
 
 import os
 from collections.abc import Sequence
@@ -15,13 +15,12 @@ from seesr.color_fix import low_frequencies
 
 @dataclass(frozen=True)
 class Pair:
-    """Pixels (H, W, 3) uint8 of a crop; `small` is (h, w, 3). The last three are upscales of `small`."""
+    """Pixels (H, W, 3) uint8 of a crop; `small` is (h, w, 3). The last two are upscales of `small`."""
 
     truth: np.ndarray
     small: np.ndarray
     control: np.ndarray
     teacher: np.ndarray
-    shipped: np.ndarray
 
     @property
     def scale(self) -> int:
@@ -45,7 +44,7 @@ def read_pairs(folder: Path, count: int) -> list[Pair]:
     pairs: list[Pair] = []
     for path in sorted(folder.glob("*.npz")):
         with np.load(path) as arrays:
-            held = len(arrays.files) // len(NAMES)
+            held = sum(name.endswith(".truth") for name in arrays.files)
             pairs += [Pair(**{name: arrays[f"{index}.{name}"] for name in NAMES}) for index in range(held)]
         if len(pairs) >= count:
             return pairs[:count]
@@ -54,7 +53,7 @@ def read_pairs(folder: Path, count: int) -> list[Pair]:
 
 @dataclass(frozen=True)
 class TargetBatch(Batch):
-    """Pixels are compared with `target`, features and local contrast with `texture`; both are as `truth`."""
+    """Pixels are compared with `target`, contrast, grain and patches with `texture`; both are as `truth`."""
 
     target: Tensor
     texture: Tensor
@@ -65,25 +64,29 @@ class TargetBatch(Batch):
         return TargetBatch(moved.truth, moved.control, moved.small, moved.tags, target, texture)
 
 
-class Pairs:
-    """Pairs and the batches drawn from them. `original` makes the truth both target and texture.
+def of_original(batch: Batch) -> TargetBatch:
+    """The truth as both target and texture"""
+    return TargetBatch(batch.truth, batch.control, batch.small, batch.tags, batch.truth, batch.truth)
 
-    Else the target is the mean of the teacher's and the bundle's results, the texture is the teacher's result. The
-    teacher's results get the colours of the input.
+
+class Pairs:
+    """Pairs and the batches drawn from them.
+
+    The texture is the teacher's result with the colours of the input, the target the mean of that and the truth.
     """
 
-    def __init__(self, pairs: Sequence[Pair], original: bool = False) -> None:
-        self.pairs, self.original = pairs, original
+    def __init__(self, pairs: Sequence[Pair]) -> None:
+        self.pairs = pairs
         self.of_scale = {scale: [pair for pair in pairs if pair.scale == scale] for scale in {p.scale for p in pairs}}
 
     def batch(self, random: np.random.Generator, size: int, count: int) -> TargetBatch:
         """`count` crops of `size` pixels of one scale"""
         same = self.of_scale[self.pairs[int(random.integers(len(self.pairs)))].scale]
         crops = [crop(same[int(random.integers(len(same)))], random, size) for _ in range(count)]
-        truth, small, control, teacher, shipped = (stack([getattr(pair, name) for pair in crops]) for name in NAMES)
+        truth, small, control, teacher = (stack([getattr(pair, name) for pair in crops]) for name in NAMES)
         teacher = teacher + low_frequencies(control - teacher)
-        target, texture = (truth, truth) if self.original else ((teacher + shipped) / 2, teacher)
-        return TargetBatch(truth, control, small / 2 + 0.5, [tags_of(pair.truth) for pair in crops], target, texture)
+        tags = [tags_of(pair.truth) for pair in crops]
+        return TargetBatch(truth, control, small / 2 + 0.5, tags, (teacher + truth) / 2, teacher)
 
 
 def crop(pair: Pair, random: np.random.Generator, size: int) -> Pair:

@@ -1,4 +1,4 @@
-"""Write the pairs that scripts.train.distill learns from: damaged crops with the results of a teacher and of a bundle.
+"""Write the pairs that scripts.train.distill learns from: damaged crops with the results of a teacher.
 
     .venv/bin/python -m scripts.train.teacher --pairs 2000 --out work-distill/pairs
 
@@ -15,11 +15,9 @@ import numpy as np
 from scripts.eval import photographs
 from scripts.eval.methods import Method, real_esrgan, real_esrgan_file, resize
 from scripts.train.data import Batch, Photographs, read_listing, to_pixels
-from scripts.train.model import Bundle
 from scripts.train.pairs import Pair, write_shard
 from scripts.train.rrdb import torch_teacher
 from scripts.train.train import ROOT
-from seesr import bundle as bundles
 from seesr import hardware
 
 SIDE, SHARD = 256, 25
@@ -38,17 +36,16 @@ def draw(crops: Photographs, random: np.random.Generator, size: int) -> Batch:
     return batch
 
 
-def make_pair(batch: Batch, teacher: Method, bundle: Bundle) -> Pair:
+def make_pair(batch: Batch, teacher: Method) -> Pair:
     """A Batch of one -> its Pair. `teacher` upscales 4 times; at 8x its result is resized."""
     small, truth = to_pixels(batch.small * 2 - 1), to_pixels(batch.truth)
     taught = resize(teacher(small), truth.shape[:2])
-    return Pair(truth, small, to_pixels(batch.control), taught, to_pixels(bundle.upscale(batch, 1)))
+    return Pair(truth, small, to_pixels(batch.control), taught)
 
 
 def write_pairs(
     crops: Photographs,
     teacher: Method,
-    bundle: Bundle,
     count: int,
     out: Path,
     seed: int,
@@ -62,13 +59,12 @@ def write_pairs(
         if path.exists():
             continue
         randoms = [np.random.default_rng([seed, number, index]) for index in range(shard)]
-        write_shard([make_pair(draw(crops, random, size), teacher, bundle) for random in randoms], path)
+        write_shard([make_pair(draw(crops, random, size), teacher) for random in randoms], path)
         print(f"{path.name}: {(time.monotonic() - started) / shard:.2f} s per pair", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bundle", type=Path, default=ROOT / "weights/tiny", help="whose results targets stay near to")
     parser.add_argument("--pairs", type=int, default=2000, help="how many there shall be, rounded up to files of 25")
     parser.add_argument("--out", type=Path, default=ROOT / "work-distill/pairs", help="their folder")
     parser.add_argument("--photographs", type=Path, default=photographs.FROM_DEBIAN, help="their folder")
@@ -78,12 +74,12 @@ def main() -> None:
     arguments = parser.parse_args()
     entries = read_listing()
     photographs.fetch_debian(entries, arguments.photographs)
-    crops, bundle = Photographs(arguments.photographs, entries), Bundle(bundles.load(arguments.bundle))
+    crops = Photographs(arguments.photographs, entries)
     if arguments.device == "cpu" and not arguments.teacher:
         teacher = real_esrgan(4)
     else:
         teacher = torch_teacher(arguments.teacher or real_esrgan_file(), arguments.device)
-    write_pairs(crops, teacher, bundle.to(arguments.device), arguments.pairs, arguments.out, arguments.seed)
+    write_pairs(crops, teacher, arguments.pairs, arguments.out, arguments.seed)
 
 
 if __name__ == "__main__":
