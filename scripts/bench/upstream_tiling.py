@@ -48,7 +48,8 @@ class UpstreamTilePlan(TilePlan):
         return TileGrid(size, tile, tops, lefts, weight_y, weight_x)
 
 
-PLAN = UpstreamTilePlan(320, 4, 1, VaeTilePlan(ENCODE[0] // 8), VaeTilePlan(DECODE[0]))
+TILES = (320, 4)
+PLAN = UpstreamTilePlan(*TILES, 1, VaeTilePlan(ENCODE[0] // 8), VaeTilePlan(DECODE[0]))
 
 
 class RepeatedEmbedding(ControlNetConditioningEmbedding):
@@ -75,20 +76,25 @@ class BoxCodec(LatentCodec):
 
 
 class UpstreamTiling(SeeSR):
-    """SeeSR with upstream's tiles and without our savings. It shares the weights of `components`."""
+    """SeeSR with upstream's tiles and without our savings. It shares the weights of `components`.
 
-    def __init__(self, components: Components, profile: Profile, device: str = "cpu") -> None:
+    `tiles` are the side and the overlap of latent tiles where a request names none.
+    """
+
+    def __init__(
+        self, components: Components, profile: Profile, device: str = "cpu", tiles: tuple[int, int] = TILES
+    ) -> None:
         controlnet, vae = (_copy_sharing_weights(model) for model in (components.controlnet, components.vae))
         controlnet.controlnet_cond_embedding.__class__ = RepeatedEmbedding
         for module in vae.modules():
             if isinstance(module, SubpixelUpsample):
                 module.__class__ = Upsample2D  # pyright: ignore[reportAttributeAccessIssue]
         super().__init__(replace(components, controlnet=controlnet, vae=vae), profile, device)
-        self.codec = BoxCodec(vae)
+        self.codec, self.tiles = BoxCodec(vae), tiles
 
     def plan(self, size: Size, settings: Settings) -> TilePlan:
         """PLAN, with the latent tiles of `settings` if they ask for any: upstream's script takes 96 overlapping 32."""
-        tile, overlap = settings.latent_tiled_size or PLAN.latent_tile, settings.latent_tiled_overlap or PLAN.overlap
+        tile, overlap = settings.latent_tiled_size or self.tiles[0], settings.latent_tiled_overlap or self.tiles[1]
         return replace(PLAN, latent_tile=tile, overlap=overlap)
 
 

@@ -30,6 +30,7 @@ from seesr.settings import Settings
 
 LEAST_GAIN, LEAST_WORST = 0.40, -0.2
 """PSNR over bicubic that a checkpoint must keep, in the mean and on each validation crop, dB."""
+OPTIONS = ("iterations", "batch", "rate", "seed", "pairs", "original", "grain")
 TEACHER = {"teacher": "BSD-3-Clause (Real-ESRGAN x4plus; Copyright (c) 2021, Xintao Wang)"}
 
 
@@ -41,6 +42,8 @@ class DistillPlan(Plan):
     report: int = 500
     pairs: int = 675
     original: bool = False
+    grain: float = 0.3
+    """Weight of the grain. More lowers BRISQUE and raises the deep distance."""
 
 
 class CrispLoss:
@@ -50,11 +53,12 @@ class CrispLoss:
     `scripts/setup eval`.
     """
 
-    GRADIENT, FEATURES, CONTRAST, GRAIN, HARM, RAW, RECONSTRUCTION = 1.0, 0.15, 1.0, 0.3, 1.0, 0.05, 0.3
-    """Weights. FEATURES and HARM compare with the original, CONTRAST, GRAIN and the critic with the texture."""
+    GRADIENT, FEATURES, CONTRAST, HARM, RAW, RECONSTRUCTION = 1.0, 0.15, 1.0, 1.0, 0.05, 0.3
+    """Weights. FEATURES and HARM compare with the original; CONTRAST, grain and the critic with the texture."""
     FIRST = 0.83
 
-    def __init__(self, device: torch.device, features: bool = True) -> None:
+    def __init__(self, device: torch.device, features: bool = True, grain: float = DistillPlan.grain) -> None:
+        self.grain = grain
         self.distance = DeepDistance(1, (0, 2, 4)).to(device) if features else None
         self.adversary = Adversary(device)
         self.state_dict, self.load_state_dict = self.adversary.state_dict, self.adversary.load_state_dict
@@ -76,7 +80,7 @@ class CrispLoss:
 
     def texture_loss(self, result: Tensor, batch: TargetBatch) -> Tensor:
         """How far local contrast, grain and patches are from the texture, and features from the original"""
-        loss = self.CONTRAST * contrast_l1(result, batch.texture) + self.GRAIN * grain_l1(result, batch.texture)
+        loss = self.CONTRAST * contrast_l1(result, batch.texture) + self.grain * grain_l1(result, batch.texture)
         if self.distance:
             loss = loss + self.FEATURES * self.distance(result, batch.truth)
         return loss + self.adversary(result, replace(batch, truth=batch.texture))
@@ -130,6 +134,7 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=4000)
     parser.add_argument("--batch", type=int, default=DistillPlan.batch, help="crops of 128 pixels per iteration")
     parser.add_argument("--rate", type=float, default=DistillPlan.rate, help="largest learning rate")
+    parser.add_argument("--grain", type=float, default=DistillPlan.grain, help="weight of the grain in the loss")
     parser.add_argument("--original", action="store_true", help="no teacher: fresh crops, the original as the target")
     parser.add_argument(
         "--work", type=Path, default=ROOT / "work-distill/run", help="checkpoints; a new run continues them"
@@ -155,12 +160,12 @@ def main() -> None:
 def start(arguments: argparse.Namespace) -> CrispTraining:
     held_out = [entry | {"file": f"{entry['package']}/{entry['path']}"} for entry in photographs.listed("validate")]
     photographs.fetch_debian(held_out, arguments.photographs)
-    named = {name: getattr(arguments, name) for name in ("iterations", "batch", "rate", "seed", "pairs", "original")}
+    named = {name: getattr(arguments, name) for name in OPTIONS}
     plan = DistillPlan(**named)
     draw = functools.partial(draw_of(plan, arguments), size=plan.crop, count=plan.batch)
     validation = Photographs(arguments.photographs, held_out).validation(256)[::2]  # one crop of each
-    components = bundles.load(arguments.start)
-    return CrispTraining(plan, components, draw, validation, arguments.work, arguments.device, CrispLoss)
+    components, loss = bundles.load(arguments.start), functools.partial(CrispLoss, grain=plan.grain)
+    return CrispTraining(plan, components, draw, validation, arguments.work, arguments.device, loss)
 
 
 def draw_of(plan: DistillPlan, arguments: argparse.Namespace) -> Callable[..., TargetBatch]:
