@@ -48,8 +48,7 @@ class UpstreamTilePlan(TilePlan):
         return TileGrid(size, tile, tops, lefts, weight_y, weight_x)
 
 
-TILES = (320, 4)
-PLAN = UpstreamTilePlan(*TILES, 1, VaeTilePlan(ENCODE[0] // 8), VaeTilePlan(DECODE[0]))
+PLAN = UpstreamTilePlan(320, 4, 1, VaeTilePlan(ENCODE[0] // 8), VaeTilePlan(DECODE[0]))
 
 
 class RepeatedEmbedding(ControlNetConditioningEmbedding):
@@ -78,11 +77,11 @@ class BoxCodec(LatentCodec):
 class UpstreamTiling(SeeSR):
     """SeeSR with upstream's tiles and without our savings. It shares the weights of `components`.
 
-    `tiles` are the side and the overlap of latent tiles where a request names none.
+    `tiles` are the side and the overlap of latent tiles where a request names none; None means those of PLAN.
     """
 
     def __init__(
-        self, components: Components, profile: Profile, device: str = "cpu", tiles: tuple[int, int] = TILES
+        self, components: Components, profile: Profile, device: str = "cpu", tiles: tuple[int, int] | None = None
     ) -> None:
         controlnet, vae = (_copy_sharing_weights(model) for model in (components.controlnet, components.vae))
         controlnet.controlnet_cond_embedding.__class__ = RepeatedEmbedding
@@ -94,7 +93,8 @@ class UpstreamTiling(SeeSR):
 
     def plan(self, size: Size, settings: Settings) -> TilePlan:
         """PLAN, with the latent tiles of `settings` if they ask for any: upstream's script takes 96 overlapping 32."""
-        tile, overlap = settings.latent_tiled_size or self.tiles[0], settings.latent_tiled_overlap or self.tiles[1]
+        side, wanted = self.tiles or (PLAN.latent_tile, PLAN.overlap)
+        tile, overlap = settings.latent_tiled_size or side, settings.latent_tiled_overlap or wanted
         return replace(PLAN, latent_tile=tile, overlap=overlap)
 
 
