@@ -19,7 +19,7 @@ from torch import Tensor
 from scripts.eval import metrics, photographs
 from scripts.eval.metrics import DeepDistance
 from scripts.train.data import Photographs, read_listing, to_pixels
-from scripts.train.losses import Adversary, contrast_l1, gradient_l1, grain_l1, harm, l1, predict, random_prompt
+from scripts.train.losses import Adversary, contrast_l1, gradient_l1, grain_l1, harm, l1, predict, random_prompt, spectrum_l2
 from scripts.train.model import Bundle
 from scripts.train.pairs import Pairs, TargetBatch, of_original, read_pairs
 from scripts.train.train import ROOT, Plan, Training, export
@@ -30,7 +30,7 @@ from seesr.settings import Settings
 
 LEAST_GAIN, LEAST_WORST = 0.40, -0.2
 """PSNR over bicubic that a checkpoint must keep, in the mean and on each validation crop, dB."""
-OPTIONS = ("iterations", "batch", "rate", "seed", "pairs", "original", "grain")
+OPTIONS = ("iterations", "batch", "rate", "seed", "pairs", "original", "grain", "spectrum")
 TEACHER = {"teacher": "BSD-3-Clause (Real-ESRGAN x4plus; Copyright (c) 2021, Xintao Wang)"}
 
 
@@ -44,6 +44,8 @@ class DistillPlan(Plan):
     original: bool = False
     grain: float = 0.3
     """Weight of the grain. More lowers BRISQUE and raises the deep distance."""
+    spectrum: float = 0.3
+    """Weight of the spectrum of the grain. Without it a mesh takes the place of grain."""
 
 
 class CrispLoss:
@@ -57,8 +59,8 @@ class CrispLoss:
     """Weights. FEATURES and HARM compare with the original; CONTRAST, grain and the critic with the texture."""
     FIRST = 0.83
 
-    def __init__(self, device: torch.device, features: bool = True, grain: float = DistillPlan.grain) -> None:
-        self.grain = grain
+    def __init__(self, device: torch.device, features: bool = True, grain: float = DistillPlan.grain, spectrum: float = DistillPlan.spectrum) -> None:
+        self.grain, self.spectrum = grain, spectrum
         self.distance = DeepDistance(1, (0, 2, 4)).to(device) if features else None
         self.adversary = Adversary(device)
         self.state_dict, self.load_state_dict = self.adversary.state_dict, self.adversary.load_state_dict
@@ -81,6 +83,7 @@ class CrispLoss:
     def texture_loss(self, result: Tensor, batch: TargetBatch) -> Tensor:
         """How far local contrast, grain and patches are from the texture, and features from the original"""
         loss = self.CONTRAST * contrast_l1(result, batch.texture) + self.grain * grain_l1(result, batch.texture)
+        loss = loss + self.spectrum * spectrum_l2(result, batch.texture)
         if self.distance:
             loss = loss + self.FEATURES * self.distance(result, batch.truth)
         return loss + self.adversary(result, replace(batch, truth=batch.texture))
@@ -135,6 +138,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=DistillPlan.batch, help="crops of 128 pixels per iteration")
     parser.add_argument("--rate", type=float, default=DistillPlan.rate, help="largest learning rate")
     parser.add_argument("--grain", type=float, default=DistillPlan.grain, help="weight of the grain in the loss")
+    parser.add_argument("--spectrum", type=float, default=DistillPlan.spectrum, help="weight of its spectrum")
     parser.add_argument("--original", action="store_true", help="no teacher: fresh crops, the original as the target")
     parser.add_argument(
         "--work", type=Path, default=ROOT / "work-distill/run", help="checkpoints; a new run continues them"
@@ -164,7 +168,7 @@ def start(arguments: argparse.Namespace) -> CrispTraining:
     plan = DistillPlan(**named)
     draw = functools.partial(draw_of(plan, arguments), size=plan.crop, count=plan.batch)
     validation = Photographs(arguments.photographs, held_out).validation(256)[::2]  # one crop of each
-    components, loss = bundles.load(arguments.start), functools.partial(CrispLoss, grain=plan.grain)
+    components, loss = bundles.load(arguments.start), functools.partial(CrispLoss, grain=plan.grain, spectrum=plan.spectrum)
     return CrispTraining(plan, components, draw, validation, arguments.work, arguments.device, loss)
 
 

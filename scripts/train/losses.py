@@ -45,6 +45,11 @@ def normalize(image: Tensor, floor: float) -> Tensor:
     return (image[..., 3:-3, 3:-3] - mean) / (variance + 1e-6).sqrt().add(floor)
 
 
+def luma(image: Tensor) -> Tensor:
+    """(B, 3, H, W) -> (B, 1, H, W), BT.601"""
+    return (image * image.new_tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1, keepdim=True)
+
+
 def grain_l1(result: Tensor, truth: Tensor, region: int = 24) -> Tensor:
     """Difference of the statistics of fine grain, by regions of `region` pixels, at full and half size.
 
@@ -54,8 +59,7 @@ def grain_l1(result: Tensor, truth: Tensor, region: int = 24) -> Tensor:
     """
 
     def statistics(image: Tensor) -> Tensor:
-        luma = (image * image.new_tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1, keepdim=True)
-        grain = normalize(luma, 1 / 127.5)
+        grain = normalize(luma(image), 1 / 127.5)
         here, below = grain[..., :-1, :], grain[..., 1:, :]
         pairs = (
             here[..., :-1] * here[..., 1:],
@@ -68,6 +72,24 @@ def grain_l1(result: Tensor, truth: Tensor, region: int = 24) -> Tensor:
 
     loss = l1(statistics(result), statistics(truth))
     return loss + l1(statistics(F.avg_pool2d(result, 2)), statistics(F.avg_pool2d(truth, 2)))
+
+
+def spectrum_l2(result: Tensor, truth: Tensor, window: int = 32) -> Tensor:
+    """Squared difference of the amplitude spectra of fine grain, each a mean over windows that overlap by half.
+
+    Grain compares few statistics, and a mesh of one period can have those of noise. Its line in the spectrum is not noise's.
+    """
+    hann = torch.hann_window(window, False, device=result.device)
+    hann = hann[:, None] * hann
+    hann = hann / hann.square().sum().sqrt()
+
+    def amplitudes(image: Tensor) -> Tensor:
+        grain = normalize(luma(image), 1 / 127.5)
+        windows = grain.unfold(2, window, window // 2).unfold(3, window, window // 2)
+        power = torch.fft.rfft2(windows * hann).abs().square()
+        return (power.mean((2, 3)) + 1e-3).sqrt()
+
+    return (amplitudes(result) - amplitudes(truth)).square().mean()
 
 
 def harm(result: Tensor, batch: Batch) -> Tensor:

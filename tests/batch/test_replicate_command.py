@@ -93,7 +93,7 @@ def test_an_interrupted_run_pays_for_nothing_twice(
     assert running.returncode == 130, errors
     assert "upscale: interrupted; run it again to go on" in errors
     views = [job.view for job in api.predictions.values()]
-    wait_until(lambda: not {"starting", "processing"} & {view["status"] for view in views}, lambda: (errors, views))
+    wait_until(lambda: not {"starting", "processing"} & {view["status"] for view in views}, lambda: (errors, [(v["status"], v["created_at"], v["started_at"], v["logs"], v["input"]) for v in views]))
     assert len(rows(tmp_path)) == succeeded(api)
     second = run(*words)
     assert second.status == 0, second.err
