@@ -41,6 +41,7 @@ COLUMNS = {
     "distance": ("deep distance", ".4f"),
     "brisque": ("BRISQUE", ".2f"),
     "sharpness": ("sharpness", ".1f"),
+    "mesh": ("mesh", "+.2f"),
     "spread": ("spread", ".2f"),
     "seconds": ("seconds", ".2f"),
 }

@@ -1,4 +1,4 @@
-"""Measures of an image: compared with the original (PSNR, SSIM, deep distance) or alone (BRISQUE, sharpness)."""
+"""Measures of an image: compared with the original (PSNR, SSIM, deep distance, mesh) or alone (BRISQUE, sharpness)."""
 
 import importlib
 import importlib.util
@@ -9,6 +9,8 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from scripts.eval.grain import mesh
 
 
 def installed(*modules: str) -> bool:
@@ -122,6 +124,7 @@ class Measures:
     def __call__(self, image: np.ndarray, truth: np.ndarray, resized: np.ndarray) -> dict[str, float]:
         """(H, W, 3) uint8 each; `resized` is the input of the upscale at the size of the result."""
         found = {"psnr": psnr(image, truth), "input_psnr": psnr(image, resized), "ssim": ssim(image, truth)}
+        found["mesh"] = mesh(image, truth)
         return found | ({"distance": self.distance(image, truth)} if self.distance else {}) | self.alone(image)
 
     def alone(self, image: np.ndarray) -> dict[str, float]:

@@ -9,7 +9,7 @@ scripts.train.train does. Needs the packages of `scripts/setup eval`.
 import argparse
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,17 @@ from torch import Tensor
 from scripts.eval import metrics, photographs
 from scripts.eval.metrics import DeepDistance
 from scripts.train.data import Photographs, read_listing, to_pixels
-from scripts.train.losses import Adversary, contrast_l1, gradient_l1, grain_l1, harm, l1, predict, random_prompt, spectrum_l2
+from scripts.train.losses import (
+    Adversary,
+    contrast_l1,
+    gradient_l1,
+    grain_l1,
+    harm,
+    l1,
+    predict,
+    random_prompt,
+    spectrum_l2,
+)
 from scripts.train.model import Bundle
 from scripts.train.pairs import Pairs, TargetBatch, of_original, read_pairs
 from scripts.train.train import ROOT, Plan, Training, export
@@ -30,7 +40,6 @@ from seesr.settings import Settings
 
 LEAST_GAIN, LEAST_WORST = 0.40, -0.2
 """PSNR over bicubic that a checkpoint must keep, in the mean and on each validation crop, dB."""
-OPTIONS = ("iterations", "batch", "rate", "seed", "pairs", "original", "grain", "spectrum")
 TEACHER = {"teacher": "BSD-3-Clause (Real-ESRGAN x4plus; Copyright (c) 2021, Xintao Wang)"}
 
 
@@ -59,7 +68,13 @@ class CrispLoss:
     """Weights. FEATURES and HARM compare with the original; CONTRAST, grain and the critic with the texture."""
     FIRST = 0.83
 
-    def __init__(self, device: torch.device, features: bool = True, grain: float = DistillPlan.grain, spectrum: float = DistillPlan.spectrum) -> None:
+    def __init__(
+        self,
+        device: torch.device,
+        features: bool = True,
+        grain: float = DistillPlan.grain,
+        spectrum: float = DistillPlan.spectrum,
+    ) -> None:
         self.grain, self.spectrum = grain, spectrum
         self.distance = DeepDistance(1, (0, 2, 4)).to(device) if features else None
         self.adversary = Adversary(device)
@@ -124,7 +139,7 @@ class CrispTraining(Training):
             bicubic.append(measure(resized, truth, resized))
         gains = [a["psnr"] - b["psnr"] for a, b in zip(ours, bicubic, strict=True)]
         deep, base = (sum(row["distance"] for row in rows) for rows in (ours, bicubic))
-        alone = {key: np.mean([row[key] for row in ours]) for key in ("brisque", "sharpness")}
+        alone = {key: np.mean([row[key] for row in ours]) for key in ("brisque", "sharpness", "mesh")}
         numbers = {"gain_db": np.mean(gains), "worst_gain_db": min(gains), "deep_ratio": deep / base, **alone}
         return {name: round(float(value), 3) for name, value in numbers.items()}
 
@@ -164,11 +179,14 @@ def main() -> None:
 def start(arguments: argparse.Namespace) -> CrispTraining:
     held_out = [entry | {"file": f"{entry['package']}/{entry['path']}"} for entry in photographs.listed("validate")]
     photographs.fetch_debian(held_out, arguments.photographs)
-    named = {name: getattr(arguments, name) for name in OPTIONS}
-    plan = DistillPlan(**named)
+    given = vars(arguments)
+    plan = DistillPlan(**{field.name: given[field.name] for field in fields(DistillPlan) if field.name in given})
     draw = functools.partial(draw_of(plan, arguments), size=plan.crop, count=plan.batch)
     validation = Photographs(arguments.photographs, held_out).validation(256)[::2]  # one crop of each
-    components, loss = bundles.load(arguments.start), functools.partial(CrispLoss, grain=plan.grain, spectrum=plan.spectrum)
+    components, loss = (
+        bundles.load(arguments.start),
+        functools.partial(CrispLoss, grain=plan.grain, spectrum=plan.spectrum),
+    )
     return CrispTraining(plan, components, draw, validation, arguments.work, arguments.device, loss)
 
 

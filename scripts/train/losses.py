@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from scripts.eval.grain import grain, local_moments, normalize, spectrum
 from scripts.eval.metrics import DeepDistance
 from scripts.train.data import Batch
 from scripts.train.model import Bundle
@@ -25,29 +26,10 @@ def gradient_l1(a: Tensor, b: Tensor) -> Tensor:
     return l1(a.diff(dim=2), b.diff(dim=2)) + l1(a.diff(dim=3), b.diff(dim=3))
 
 
-def local_moments(image: Tensor, side: int) -> tuple[Tensor, Tensor]:
-    """(B, C, H, W) -> mean and variance of every `side` x `side` pixels, (B, C, H - side + 1, W - side + 1) each"""
-    channels = image.shape[1]
-    box = image.new_full((channels, 1, side, side), side**-2)  # five times as fast as avg_pool2d on a CPU
-    mean, square = (F.conv2d(values, box, groups=channels) for values in (image, image.square()))
-    return mean, (square - mean.square()).clamp(min=0)
-
-
 def contrast_l1(a: Tensor, b: Tensor) -> Tensor:
     """Difference of the standard deviations of 5 x 5 pixels. Without it, results are too smooth."""
     first, second = (local_moments(image, 5)[1].add(1e-5).sqrt() for image in (a, b))
     return l1(first, second)
-
-
-def normalize(image: Tensor, floor: float) -> Tensor:
-    """(B, C, H, W) -> (B, C, H - 6, W - 6): minus the mean of 7 x 7 pixels, divided by their deviation + `floor`"""
-    mean, variance = local_moments(image, 7)
-    return (image[..., 3:-3, 3:-3] - mean) / (variance + 1e-6).sqrt().add(floor)
-
-
-def luma(image: Tensor) -> Tensor:
-    """(B, 3, H, W) -> (B, 1, H, W), BT.601"""
-    return (image * image.new_tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1, keepdim=True)
 
 
 def grain_l1(result: Tensor, truth: Tensor, region: int = 24) -> Tensor:
@@ -59,8 +41,8 @@ def grain_l1(result: Tensor, truth: Tensor, region: int = 24) -> Tensor:
     """
 
     def statistics(image: Tensor) -> Tensor:
-        grain = normalize(luma(image), 1 / 127.5)
-        here, below = grain[..., :-1, :], grain[..., 1:, :]
+        fine = grain(image)
+        here, below = fine[..., :-1, :], fine[..., 1:, :]
         pairs = (
             here[..., :-1] * here[..., 1:],
             here[..., :-1] * below[..., :-1],
@@ -74,22 +56,12 @@ def grain_l1(result: Tensor, truth: Tensor, region: int = 24) -> Tensor:
     return loss + l1(statistics(F.avg_pool2d(result, 2)), statistics(F.avg_pool2d(truth, 2)))
 
 
-def spectrum_l2(result: Tensor, truth: Tensor, window: int = 32) -> Tensor:
-    """Squared difference of the amplitude spectra of fine grain, each a mean over windows that overlap by half.
+def spectrum_l2(result: Tensor, truth: Tensor) -> Tensor:
+    """Squared difference of the spectra of fine grain.
 
-    Grain compares few statistics, and a mesh of one period can have those of noise. Its line in the spectrum is not noise's.
+    A mesh of one period can have all statistics of grain_l1. Its line in the spectrum no noise has.
     """
-    hann = torch.hann_window(window, False, device=result.device)
-    hann = hann[:, None] * hann
-    hann = hann / hann.square().sum().sqrt()
-
-    def amplitudes(image: Tensor) -> Tensor:
-        grain = normalize(luma(image), 1 / 127.5)
-        windows = grain.unfold(2, window, window // 2).unfold(3, window, window // 2)
-        power = torch.fft.rfft2(windows * hann).abs().square()
-        return (power.mean((2, 3)) + 1e-3).sqrt()
-
-    return (amplitudes(result) - amplitudes(truth)).square().mean()
+    return (spectrum(result) - spectrum(truth)).square().mean()
 
 
 def harm(result: Tensor, batch: Batch) -> Tensor:

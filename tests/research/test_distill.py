@@ -14,6 +14,7 @@ from scripts.eval.metrics import installed, psnr
 from scripts.train import distill
 from scripts.train.data import Photographs
 from scripts.train.distill import CrispLoss, CrispTraining, DistillPlan
+from scripts.train.losses import spectrum_l2
 from scripts.train.model import Bundle
 from scripts.train.pairs import Pair, Pairs, crop, of_original, read_pairs, write_shard
 from scripts.train.rrdb import load_rrdb, torch_teacher
@@ -108,6 +109,27 @@ def test_texture_is_asked_of_the_result() -> None:
     loss = CrispLoss(torch.device("cpu"), features=False)
     assert loss.texture_loss(batch.texture, batch) == 0
     assert loss.texture_loss(batch.texture, batch) < loss.texture_loss(batch.control, batch)
+
+
+def test_the_spectrum_sees_the_mesh_that_grain_does_not() -> None:
+    """Ripples along both axes, in noise, cost ten times what other noise costs."""
+    random, place = np.random.default_rng(6), torch.arange(128) * 2 * torch.pi
+
+    def noise() -> torch.Tensor:
+        return torch.from_numpy(random.normal(0, 0.1, (1, 1, 128, 128))).float().expand(1, 3, -1, -1)
+
+    def ripples(period: float) -> torch.Tensor:
+        wave = 0.1 * torch.sin(place / period)
+        return (wave[:, None] + wave).expand(1, 3, -1, -1)
+
+    truth, other = noise(), noise()
+    for period in (2.5, 3, 4, 5, 6):
+        mixed = ripples(period) + 0.5 * other
+        assert spectrum_l2(mixed, truth) > 10 * spectrum_l2(other, truth), period
+    result = ripples(5).clone().requires_grad_()
+    spectrum_l2(result, truth).backward()
+    assert result.grad is not None
+    assert (result.grad * ripples(5)).sum() > 0, "less of the ripples costs less"
 
 
 @pytest.fixture(scope="module")

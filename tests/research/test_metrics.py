@@ -5,8 +5,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 
-from scripts.eval import methods, metrics
+from scripts.eval import grain, methods, metrics
 from scripts.eval.degradation import damage, degrade, shrink
 
 NOISE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
@@ -45,6 +46,28 @@ def test_the_damage_at_4_is_that_of_training() -> None:
     np.testing.assert_array_equal(damage(NOISE, 4, np.random.default_rng(5)), expected)
 
 
+def test_a_mesh_is_a_line_in_the_spectrum_that_the_original_lacks() -> None:
+    """Stripes of period 5 in noise: a line at 0.2 cycles per pixel, as strong as `grain` says of its share."""
+    random, across = np.random.default_rng(4), np.arange(192)
+    noise = random.normal(128, 20, (192, 192, 1))
+    striped = noise + 30 * np.sin(2 * np.pi * across / 5)[None, :, None]
+    plain, lined = (values.clip(0, 255).astype(np.uint8).repeat(3, 2) for values in (noise, striped))
+    other = random.normal(128, 20, (192, 192, 1)).clip(0, 255).astype(np.uint8).repeat(3, 2)
+    assert grain.mesh(plain, plain) == 0
+    assert grain.mesh(other, plain) < 0.25
+    assert grain.mesh(lined, plain) > 5
+    assert grain.mesh(cv2.GaussianBlur(plain, (0, 0), 2), plain) < 0.25
+    amplitudes = grain.spectrum(torch.from_numpy(lined / 127.5 - 1).permute(2, 0, 1)[None])[0]
+    assert amplitudes.shape == (32, 17)
+    assert int(amplitudes.argmax()) in (6, 7)  # 0.2 of 32 is 6.4, in the row without vertical change
+
+
+def test_the_spectrum_of_white_grain_is_one() -> None:
+    values = np.random.default_rng(5).normal(0, 0.3, (1, 1, 256, 256))
+    amplitudes = grain.spectrum(torch.from_numpy(values).expand(1, 3, -1, -1))[0]
+    assert amplitudes[8:24, 4:].mean() == pytest.approx(1, abs=0.1)
+
+
 @pytest.mark.parametrize("scale", [2, 4, 8])
 def test_damage_reduces_by_the_scale_and_keeps_the_colour(scale: int) -> None:
     image = np.tile(np.array([200, 120, 40], np.uint8), (48, 64, 1))
@@ -69,7 +92,7 @@ def test_a_missing_package_is_not_installed() -> None:
 def test_measures_omit_what_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metrics, "installed", lambda *_: False)
     measure = metrics.Measures()
-    assert measure(NOISE, NOISE, NOISE).keys() == {"psnr", "input_psnr", "ssim", "sharpness"}
+    assert measure(NOISE, NOISE, NOISE).keys() == {"psnr", "input_psnr", "ssim", "sharpness", "mesh"}
     assert measure.alone(NOISE).keys() == {"sharpness"}
     with pytest.raises(RuntimeError, match="EfficientNet-Lite1 are missing; run scripts/setup eval"):
         metrics.DeepDistance(1, (0,))
