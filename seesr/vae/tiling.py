@@ -18,7 +18,8 @@ from torch.nn import functional as F
 from seesr.sizes import Size
 from seesr.vae import vae_scale_factor
 from seesr.vae.attention import mid_block
-from seesr.vae.group_norm import Statistics, merge_stats, normalize, tile_stats
+from seesr.vae.group_norm import Statistics, merge_stats, norm_silu_conv, normalize, tile_stats
+from seesr.vae.padding import pad
 from seesr.vae.resnet import resnet_block
 from seesr.vae.upsampling import upsample
 
@@ -77,8 +78,7 @@ def encode(
         hidden = image.new_empty(image.shape[0], vae.config["block_out_channels"][-1], *size)
         _run_tiles(vae, "encode", image, hidden, size, tile, stats_tiles, report)
         hidden = mid_block(encoder.mid_block, hidden)
-        hidden = F.silu(encoder.conv_norm_out(hidden), inplace=True)
-        moments = encoder.conv_out(hidden)
+        moments = norm_silu_conv(encoder.conv_norm_out, encoder.conv_out, hidden)
     return moments if vae.quant_conv is None else vae.quant_conv(moments)
 
 
@@ -105,7 +105,7 @@ def _untiled(coder: Any, hidden: Tensor) -> Tensor:
     hidden = mid_block(coder.mid_block, hidden)
     for block in getattr(coder, "up_blocks", ()):
         hidden = _untiled_block(block.resnets, block.upsamplers, hidden)
-    return coder.conv_out(F.silu(coder.conv_norm_out(hidden), inplace=True))
+    return norm_silu_conv(coder.conv_norm_out, coder.conv_out, hidden)
 
 
 def _untiled_block(resnets: Any, samplers: Any, hidden: Tensor) -> Tensor:
@@ -252,8 +252,7 @@ def _convolve(conv: Any, tile: Tile, norm: tuple[nn.GroupNorm, Statistics] | Non
     """A 3x3 convolution, after `norm` and SiLU if given. It uses up one pixel of halo; the map's borders get zeros."""
     rows, columns = valid_span(tile.rows, tile.size[0]), valid_span(tile.columns, tile.size[1])
     hidden = tile.hidden if norm is None else normalize(*norm, tile.hidden)
-    if any(padding := tile.padding()):
-        hidden = F.pad(hidden, padding)
+    hidden = pad(hidden, tile.padding(), conv.weight)
     return replace(tile, hidden=F.conv2d(hidden, conv.weight, conv.bias), rows=rows, columns=columns)
 
 
@@ -265,7 +264,7 @@ def _downsample(conv: Any, tile: Tile) -> Tile:
         for span, length in zip((tile.rows, tile.columns), size, strict=True)
     )
     hidden = tile.hidden[:, :, rows[0] * 2 - tile.rows[0] :, columns[0] * 2 - tile.columns[0] :]
-    hidden = F.pad(hidden, (0, int(columns[1] == size[1]), 0, int(rows[1] == size[0])))
+    hidden = pad(hidden, (0, int(columns[1] == size[1]), 0, int(rows[1] == size[0])), conv.weight)
     (top, bottom), (left, right) = tile.interior
     interior = (top // 2, bottom // 2), (left // 2, right // 2)
     return Tile(F.conv2d(hidden, conv.weight, conv.bias, stride=2), rows, columns, size, interior)

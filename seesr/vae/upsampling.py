@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from seesr.vae.padding import empty_for, pad
+
 # By phase: how three taps over doubled pixels fall onto two pixels. Phase 0 is the later row or column of a pixel.
 _TAPS = (((1.0, 1.0, 0.0), (0.0, 0.0, 1.0)), ((1.0, 0.0, 0.0), (0.0, 1.0, 1.0)))
 
@@ -17,10 +19,10 @@ def upsample(hidden: Tensor, conv: Any, padding: tuple[int, int, int, int]) -> T
     phases is a 2x2 convolution of the pixels before doubling: the same within rounding, with 4/9 of the arithmetic.
     """
     left, right, top, bottom = padding
-    hidden = F.pad(hidden, padding) if any(padding) else hidden
+    hidden = pad(hidden, padding, conv.weight)
     height, width = hidden.shape[2:]
     size = (2 * height - 2 - top - bottom, 2 * width - 2 - left - right)
-    result = hidden.new_empty(hidden.shape[0], conv.weight.shape[0], *size)
+    result = empty_for(conv.weight, hidden, (hidden.shape[0], conv.weight.shape[0], *size))
     for row in (0, 1):
         for column in (0, 1):
             rows = slice(int(row == 0 and top), height - int(row == 1 and bottom))
