@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from seesr.pipeline import SeeSR
     from seesr.settings import Settings
 
-__version__ = "0.4.2"
+__version__ = "0.5.0"
 __all__ = ["SeeSR", "Settings", "__version__", "open_image", "save_image"]
 
 _MODULES = {"SeeSR": "pipeline", "Settings": "settings", "open_image": "images", "save_image": "images"}

@@ -30,20 +30,19 @@ def grain(image: Tensor) -> Tensor:
     return normalize((image * image.new_tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1, keepdim=True), 1 / 127.5)
 
 
-def spectrum(image: Tensor, parts: int = 1) -> Tensor:
-    """(B, 3, H, W) in [-1, 1] -> amplitudes of its grain (B, P, P, S, S // 2 + 1), 1 for white grain of unit variance
+def spectrum(image: Tensor) -> Tensor:
+    """(B, 3, H, W) in [-1, 1] -> amplitudes of its grain (B, S, S // 2 + 1), 1 for white grain of unit variance
 
-    P is `parts`: one spectrum each of that many parts of height and width. S is WINDOW, or the side of a smaller image
-    without its border of 3. Frequencies are those of `torch.fft.rfft2`. Powers are means over half-overlapping windows.
+    S is WINDOW, or the side of a smaller image without its border of 3. Frequencies are those of `torch.fft.rfft2`.
+    Powers are means over windows that overlap by half.
     """
-    fine = grain(image)
-    side = min(WINDOW, *fine.shape[2:])
+    fine = grain(image)[:, 0]
+    side = min(WINDOW, *fine.shape[1:])
     hann = torch.hann_window(side, False, device=image.device)
     hann = hann[:, None] * hann
-    windows = fine[:, 0].unfold(1, side, side // 2).unfold(2, side, side // 2)
+    windows = fine.unfold(1, side, side // 2).unfold(2, side, side // 2)
     power = torch.fft.rfft2(windows * (hann / hann.square().sum().sqrt())).abs().square()
-    pooled = F.adaptive_avg_pool2d(power.permute(0, 3, 4, 1, 2).flatten(1, 2), parts)
-    return (pooled.permute(0, 2, 3, 1).unflatten(3, power.shape[3:]) + 1e-3).sqrt()
+    return (power.mean((1, 2)) + 1e-3).sqrt()
 
 
 def mesh(image: np.ndarray, truth: np.ndarray) -> float:
@@ -52,7 +51,7 @@ def mesh(image: np.ndarray, truth: np.ndarray) -> float:
     A network that repeats one pattern instead of grain has such a line, and BRISQUE and sharpness take it for detail.
     """
     ours, theirs = (
-        spectrum(torch.from_numpy(pixels / 127.5 - 1).permute(2, 0, 1)[None])[0, 0, 0] for pixels in (image, truth)
+        spectrum(torch.from_numpy(pixels / 127.5 - 1).permute(2, 0, 1)[None])[0] for pixels in (image, truth)
     )
     down, right = torch.fft.fftfreq(len(ours)), torch.fft.rfftfreq(len(ours))
     return float((ours - theirs)[torch.hypot(down[:, None], right) >= FINE].max())

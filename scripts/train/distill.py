@@ -51,9 +51,9 @@ class DistillPlan(Plan):
     report: int = 500
     pairs: int = 675
     original: bool = False
-    grain: float = 0.3
+    grain: float = 0.1
     """Weight of the grain. More lowers BRISQUE and raises the deep distance."""
-    spectrum: float = 0.3
+    spectrum: float = 0.7
     """Weight of the spectrum of the grain. Without it a mesh takes the place of grain."""
 
 

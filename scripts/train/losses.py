@@ -57,11 +57,11 @@ def grain_l1(result: Tensor, truth: Tensor, region: int = 24) -> Tensor:
 
 
 def spectrum_l2(result: Tensor, truth: Tensor) -> Tensor:
-    """Squared difference of the spectra of fine grain, by quarters of the crop.
+    """Squared difference of the spectra of fine grain.
 
     A mesh of one period can have all statistics of grain_l1. Its line in the spectrum no noise has.
     """
-    return (spectrum(result, 2) - spectrum(truth, 2)).square().mean()
+    return (spectrum(result) - spectrum(truth)).square().mean()
 
 
 def harm(result: Tensor, batch: Batch) -> Tensor:

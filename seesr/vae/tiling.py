@@ -264,7 +264,7 @@ def _downsample(conv: Any, tile: Tile) -> Tile:
         for span, length in zip((tile.rows, tile.columns), size, strict=True)
     )
     hidden = tile.hidden[:, :, rows[0] * 2 - tile.rows[0] :, columns[0] * 2 - tile.columns[0] :]
-    hidden = pad(hidden, (0, int(columns[1] == size[1]), 0, int(rows[1] == size[0])), conv.weight)
+    hidden = F.pad(hidden, (0, int(columns[1] == size[1]), 0, int(rows[1] == size[0])))
     (top, bottom), (left, right) = tile.interior
     interior = (top // 2, bottom // 2), (left // 2, right // 2)
     return Tile(F.conv2d(hidden, conv.weight, conv.bias, stride=2), rows, columns, size, interior)
