@@ -136,7 +136,8 @@ class Rehearsal:
             ready = time.perf_counter()
             if server.health["status"] != "READY":
                 raise RuntimeError(f"the Cog server did not start: {server.setup_error()} (all that it printed: {log})")
-            self._row("start", ready - start, peak_memory(server.pid), wait_for(server.lines, "Setup: ").split(". ")[0])
+            setup = wait_for(server.lines, "Setup: ").partition(". ")[0].removesuffix(".")
+            self._row("start", ready - start, peak_memory(server.pid), setup)
             print("predict ...", flush=True)
             answer = server.predict(**inputs)
             seconds, memory = time.perf_counter() - ready, peak_memory(server.pid)
