@@ -32,6 +32,7 @@ from scripts.bench.upstream_tiling import UpstreamTiling
 from seesr import hardware, images
 from seesr.pipeline import Result, SeeSR
 from seesr.settings import Settings
+from seesr.vae.padding import memory_format
 
 from diffusers.models.attention_processor import AttnProcessor2_0
 
@@ -54,13 +55,16 @@ def networks(seesr: SeeSR) -> list[nn.Module]:
 
 @contextmanager
 def channels_last(seesr: SeeSR) -> Iterator[SeeSR]:
-    for network in networks(seesr):
-        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    """All convolutions. Afterwards each has its own order again: on a CPU the VAE's decoder has this one already."""
+    weights = [weight for network in networks(seesr) for weight in network.parameters() if weight.dim() == 4]
+    before = [memory_format(weight) for weight in weights]
+    for weight in weights:
+        weight.data = weight.data.contiguous(memory_format=torch.channels_last)
     try:
         yield seesr
     finally:
-        for network in networks(seesr):
-            network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        for weight, order in zip(weights, before, strict=True):
+            weight.data = weight.data.contiguous(memory_format=order)
 
 
 @contextmanager

@@ -65,7 +65,7 @@ class CrispLoss:
     """
 
     GRADIENT, FEATURES, CONTRAST, HARM, RAW, RECONSTRUCTION = 1.0, 0.15, 1.0, 1.0, 0.05, 0.3
-    """Weights. FEATURES and HARM compare with the original; CONTRAST, grain and the critic with the texture."""
+    """Weights. FEATURES and HARM compare with the original; CONTRAST, grain, spectrum and critic with the texture."""
     FIRST = 0.83
 
     def __init__(
@@ -183,10 +183,8 @@ def start(arguments: argparse.Namespace) -> CrispTraining:
     plan = DistillPlan(**{field.name: given[field.name] for field in fields(DistillPlan) if field.name in given})
     draw = functools.partial(draw_of(plan, arguments), size=plan.crop, count=plan.batch)
     validation = Photographs(arguments.photographs, held_out).validation(256)[::2]  # one crop of each
-    components, loss = (
-        bundles.load(arguments.start),
-        functools.partial(CrispLoss, grain=plan.grain, spectrum=plan.spectrum),
-    )
+    loss = functools.partial(CrispLoss, grain=plan.grain, spectrum=plan.spectrum)
+    components = bundles.load(arguments.start)
     return CrispTraining(plan, components, draw, validation, arguments.work, arguments.device, loss)
 
 

@@ -23,11 +23,15 @@ def weights(seesr: SeeSR) -> torch.Tensor:
 
 
 def test_a_change_acts_within_its_block_only(seesr: SeeSR) -> None:
-    known = variants.variants(seesr)
+    known, decoder = variants.variants(seesr), seesr.components.vae.decoder
+    assert decoder.conv_out.weight.is_contiguous(memory_format=torch.channels_last)  # the product's own order on a CPU
     with known["channels_last"](seesr) as changed:
         assert changed is seesr
         assert weights(seesr).is_contiguous(memory_format=torch.channels_last)
+        assert decoder.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
     assert weights(seesr).is_contiguous()
+    assert decoder.conv_in.weight.is_contiguous()
+    assert decoder.conv_out.weight.is_contiguous(memory_format=torch.channels_last)
     with known["batch 8"](seesr):
         assert seesr.profile.tile_batch == 8
     assert seesr.profile.tile_batch == 1
