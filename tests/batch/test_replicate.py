@@ -373,8 +373,10 @@ def test_a_deployment_runs_its_release_at_the_price_of_its_hardware(
     # A release in the middle of a run: what is in flight is not what the report would say.
     engine = engine_of(model=None, deployment="owner/batch")
     client.deployments.update("owner", "batch", version=api.add_version(*MODEL.split("/")))
+    end = start_long(api)  # else this small image may succeed before it is cancelled
     with pytest.raises(StoppedError, match=f"owner/batch now runs version [0-9a-f]+, not {version}: run this again"):
         list(do(engine, jobs))
+    end()
     view = list(api.predictions.values())[-1].view
     assert view["status"] == "canceled"
     assert (engine.budget.spent > 0) == (view["started_at"] is not None), "it is paid if it ran"
